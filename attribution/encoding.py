@@ -1,0 +1,167 @@
+"""From examples to tensors: tokens, the border between prompt and answer, length-sorted batches, answer-only logits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..corpora.examples import Corpus, CorpusError, Example, Messages
+from ..neurons.errors import SubjectError
+from ..neurons.subject import Subject
+
+PaddingSide = Literal["left", "right"]
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of prompt and answer; the answer's tokens are `ids[start:]`."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.ids[self.start :]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples padded to one length, without the last answer token (its logits predict nothing that is scored).
+
+    `targets` holds the answer's token ids where the kept logits predict them and IGNORED elsewhere. `keep` is what the
+    model's `logits_to_keep` takes: how many last positions, or which.
+    """
+
+    rows: Int[Tensor, " batch"]
+    input_ids: Int[Tensor, "batch token"]
+    real: Bool[Tensor, "batch token"]
+    targets: Int[Tensor, "batch kept"]
+    keep: int | Tensor
+
+    @property
+    def padded(self) -> bool:
+        return not bool(self.real.all())
+
+
+def encode(subject: Subject, prompt: str | Messages, answer: str, *, name: str = "example") -> Encoded:
+    """Tokenise prompt + answer once and find the answer's tokens by offsets; a token across the border is the answer's.
+
+    Raises CorpusError when the prompt leaves no token before the answer, or the answer has none.
+    """
+    tokenizer = subject.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise SubjectError(f"{subject.name}: its tokenizer gives no offsets; load the fast version (use_fast=True)")
+    special = isinstance(prompt, str)
+    if not isinstance(prompt, str):
+        if not getattr(tokenizer, "chat_template", None):
+            raise CorpusError(f"{name}: the prompt is a list of messages, but {subject.name} has no chat template")
+        prompt = tokenizer.apply_chat_template([dict(m) for m in prompt], tokenize=False, add_generation_prompt=True)
+    coded = tokenizer(
+        prompt + answer, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
+    )
+    border, end = len(prompt), len(prompt) + len(answer)
+    inside = [
+        place
+        for place, ((left, right), marker) in enumerate(
+            zip(coded["offset_mapping"], coded["special_tokens_mask"], strict=True)
+        )
+        if not (marker and left == right) and right > border and left < end
+    ]
+    if not inside:
+        raise CorpusError(f"{name}: the answer {answer!r} has no token under this tokenizer; give another answer")
+    if inside[0] == 0:
+        raise CorpusError(f"{name}: no token stands before the answer; give a longer prompt")
+    return Encoded(tuple(coded["input_ids"][: inside[-1] + 1]), inside[0])
+
+
+def encode_example(subject: Subject, example: Example) -> Encoded:
+    """One example's prompt and right answer as tokens."""
+    encoded = encode(subject, example.prompt, example.answer, name=f"example {example.id!r}")
+    limit = getattr(subject.config, "max_position_embeddings", None)
+    if limit and len(encoded.ids) > limit:
+        raise CorpusError(
+            f"example {example.id!r} has {len(encoded.ids)} tokens, {subject.name} takes {limit}; shorten or drop it"
+        )
+    return encoded
+
+
+def encode_corpus(subject: Subject, corpus: Corpus) -> list[Encoded]:
+    """Every example of a corpus as tokens, in its order."""
+    return [encode_example(subject, example) for example in corpus]
+
+
+def batches(
+    encoded: Sequence[Encoded], *, max_tokens: int = 4096, padding_side: PaddingSide = "left", pad_id: int = 0
+) -> Iterator[Batch]:
+    """Batches of similar lengths, longest first, of at most `max_tokens` tokens with padding (one example at least)."""
+    order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].ids))
+    while order:
+        longest = len(encoded[order[0]].ids) - 1
+        size = max(1, max_tokens // max(1, longest))
+        chosen, order = order[:size], order[size:]
+        yield collate([encoded[row] for row in chosen], chosen, padding_side=padding_side, pad_id=pad_id)
+
+
+def collate(
+    encoded: Sequence[Encoded], rows: Sequence[int], *, padding_side: PaddingSide = "left", pad_id: int = 0
+) -> Batch:
+    """One padded batch."""
+    length = max(len(e.ids) for e in encoded) - 1
+    input_ids = torch.full((len(encoded), length), pad_id)
+    targets = torch.full((len(encoded), length), IGNORED)
+    real = torch.zeros((len(encoded), length), dtype=torch.bool)
+    for row, one in enumerate(encoded):
+        count = len(one.ids) - 1
+        first = length - count if padding_side == "left" else 0
+        input_ids[row, first : first + count] = torch.tensor(one.ids[:-1])
+        real[row, first : first + count] = True
+        targets[row, first + one.start - 1 : first + count] = torch.tensor(one.answer)
+    wanted = (targets != IGNORED).any(dim=0).nonzero().flatten()
+    tail = length - int(wanted[0])
+    keep: int | Tensor = tail if len(wanted) == tail else wanted
+    kept = targets[:, -tail:] if isinstance(keep, int) else targets[:, wanted]
+    return Batch(torch.tensor(rows), input_ids, real, kept, keep)
+
+
+def forward(subject: Subject, batch: Batch) -> Float[Tensor, "batch kept vocabulary"]:
+    """The logits that predict the answers, and no others where the model can leave the rest out.
+
+    Padding changes nothing: it is masked, and positions are counted from each example's first token.
+    """
+    device = subject.device
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids.to(device), "use_cache": False}
+    accepted = _accepted(subject.model)
+    if batch.padded:
+        arguments["attention_mask"] = batch.real.long().to(device)
+        if "position_ids" in accepted:
+            positions = (batch.real.long().cumsum(dim=1) - 1).clamp(min=0)
+            arguments["position_ids"] = positions.to(device)
+    keep = batch.keep if isinstance(batch.keep, int) else batch.keep.to(device)
+    if "logits_to_keep" in accepted:
+        return subject.model(**arguments, logits_to_keep=keep).logits
+    logits = subject.model(**arguments).logits
+    return logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
+
+
+def answer_log_probs(logits: Float[Tensor, "batch kept vocabulary"], targets: Int[Tensor, "batch kept"]) -> Tensor:
+    """Log-probability of each target token, 0 where there is none: [batch, kept], at least float32."""
+    targets = targets.to(logits.device)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    picked = wide.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1) - wide.logsumexp(dim=-1)
+    return picked.masked_fill(targets == IGNORED, 0.0)
+
+
+def pad_id(subject: Subject) -> int:
+    """A token id to pad with; which one does not matter, since padding is masked."""
+    return int(getattr(subject.tokenizer, "pad_token_id", None) or 0)
+
+
+def _accepted(model: Any) -> Iterable[str]:
+    return inspect.signature(model.forward).parameters

@@ -1,0 +1,233 @@
+"""The atlas: one HDF5 file per study, written atomically, checksummed, read record by record.
+
+A file begins with a 512-byte header in HDF5's user block that holds the SHA-256 of everything behind it; a flipped bit or
+a missing tail is found before anything is believed. Behind it stand records: a kind, a name, named arrays and metadata as
+JSON. What a kind means is known to the class that registered it with `record_type`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from .errors import AtlasError
+
+HEADER_BYTES = 512
+_MAGIC = b"NEUROPOLIS ATLAS 1\n"
+_REGISTRY: dict[str, Callable[[Record], Any]] = {}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One artefact as it stands in a file: arrays (numpy, by name) and JSON metadata, under (kind, name)."""
+
+    kind: str
+    name: str
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, self.name
+
+
+def record_type(kind: str) -> Callable[[Callable[[Record], T]], Callable[[Record], T]]:
+    """Register the function that turns records of a kind back into its artefact."""
+
+    def register(decode: Callable[[Record], T]) -> Callable[[Record], T]:
+        _REGISTRY[kind] = decode
+        return decode
+
+    return register
+
+
+def decode(record: Record) -> Any:
+    """The artefact that a record holds. Raises AtlasError for a kind that this version does not know."""
+    if record.kind not in _REGISTRY:
+        raise AtlasError(f"the atlas holds a {record.kind!r}, which this version cannot read; it knows {sorted(_REGISTRY)}")
+    return _REGISTRY[record.kind](record)
+
+
+def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping[str, Any] | None = None) -> Path:
+    """Write records into an atlas; an existing one keeps its other records, and records of the same kind and name are replaced.
+
+    The file is made beside its place and moved there when it is whole: after an error, or a kill at any moment, either the
+    old file or the new one stands. `subject` (`{"fingerprint", "name", ...}`) must be the one that the file is about.
+
+    Raises AtlasError when the path holds something else than an atlas, when the subject differs, or when writing fails.
+    """
+    path = Path(path)
+    new = {record.key: record for record in records}
+    old_subject: dict[str, Any] = {}
+    if path.exists():
+        with Atlas(path) as atlas:
+            old_subject = atlas.subject
+            _same_subject(path, old_subject, subject)
+            kept = {key: atlas.record(*key) for key in atlas.keys() if key not in new}
+        new = kept | new
+    if not path.parent.is_dir():
+        raise AtlasError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        _write(Path(temporary), new.values(), {**old_subject, **(subject or {})})
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AtlasError(
+            f"could not write {path}: {error}; what stood there before is untouched. Is the disk full or read-only?"
+        ) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+class Atlas:
+    """An open atlas, for reading. Records are read when they are asked for.
+
+    Raises AtlasError when the file is missing, is no atlas, is truncated or does not match its checksum.
+    """
+
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+        self.path = Path(path)
+        digest, size = _read_header(self.path)
+        actual = self.path.stat().st_size
+        if actual != size:
+            raise AtlasError(
+                f"{self.path} is damaged: it has {actual} bytes and should have {size} "
+                f"({'truncated' if actual < size else 'overgrown'}); restore it from a copy or make it again"
+            )
+        if verify and _digest(self.path) != digest:
+            raise AtlasError(f"{self.path} is damaged: its checksum does not match; restore it from a copy or make it again")
+        self._file = h5py.File(self.path, "r")
+        self.subject: dict[str, Any] = json.loads(str(self._file.attrs["subject"]))
+        self.versions: dict[str, str] = json.loads(str(self._file.attrs["versions"]))
+
+    def __enter__(self) -> Atlas:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def keys(self) -> tuple[tuple[str, str], ...]:
+        """(kind, name) of every record, in the order of writing."""
+        entries = [self._file["records"][key] for key in self._file["records"]]  # pyright: ignore
+        return tuple((str(e.attrs["kind"]), str(e.attrs["name"])) for e in entries)
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Names of the records of one kind."""
+        return tuple(name for k, name in self.keys() if k == kind)
+
+    def record(self, kind: str, name: str) -> Record:
+        """One record. Raises AtlasError that lists what there is."""
+        for key in self._file["records"]:  # pyright: ignore
+            entry: Any = self._file["records"][key]  # pyright: ignore
+            if (entry.attrs["kind"], entry.attrs["name"]) == (kind, name):
+                arrays = {array: entry["arrays"][array][()] for array in entry["arrays"]}
+                return Record(kind, name, arrays, json.loads(entry["meta"].asstr()[()]))
+        raise AtlasError(f"{self.path} has no {kind} {name!r}; it has {[f'{k} {n}' for k, n in self.keys()]}")
+
+    def get(self, kind: str, name: str) -> Any:
+        """One artefact, decoded."""
+        return decode(self.record(kind, name))
+
+    def all(self, kind: str) -> Iterator[Any]:
+        """Every artefact of a kind, decoded."""
+        return (self.get(kind, name) for name in self.names(kind))
+
+
+def _write(path: Path, records: Iterable[Record], subject: Mapping[str, Any]) -> None:
+    with h5py.File(path, "w", userblock_size=HEADER_BYTES, track_order=True) as file:
+        file.attrs["subject"] = json.dumps(dict(subject))
+        file.attrs["versions"] = json.dumps(library_versions())
+        folder = file.create_group("records", track_order=True)
+        for number, record in enumerate(records):
+            entry = folder.create_group(f"{number:04d}", track_order=True)
+            entry.attrs["kind"] = record.kind
+            entry.attrs["name"] = record.name
+            # a dataset, since an attribute holds at most 64 KiB
+            entry.create_dataset("meta", data=json.dumps(dict(record.meta), ensure_ascii=False))
+            arrays = entry.create_group("arrays", track_order=True)
+            for name, array in record.arrays.items():
+                options = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.size > 1024 else {}
+                arrays.create_dataset(name, data=array, **options)
+    with open(path, "r+b") as raw:
+        digest, size = _digest(path), path.stat().st_size
+        raw.write(_header(digest, size))
+        raw.flush()
+        os.fsync(raw.fileno())
+
+
+def _read_header(path: Path) -> tuple[str, int]:
+    if not path.is_file():
+        raise AtlasError(f"no atlas at {path}; make one with 'neuropolis locate' or npl.save")
+    with open(path, "rb") as raw:
+        header = raw.read(HEADER_BYTES)
+    if not header.startswith(_MAGIC):
+        raise AtlasError(f"{path} is not a neuropolis atlas (or its header is damaged); expected a file made by this toolkit")
+    try:
+        lines = header.decode("ascii").splitlines()
+        digest, size = lines[1].removeprefix("sha256 "), int(lines[2].removeprefix("bytes "))
+    except (IndexError, ValueError) as error:
+        raise _damaged_header(path) from error
+    if header != _header(digest, size):
+        raise _damaged_header(path)
+    return digest, size
+
+
+def _header(digest: str, size: int) -> bytes:
+    return (_MAGIC + f"sha256 {digest}\nbytes {size}\n".encode()).ljust(HEADER_BYTES, b"\0")
+
+
+def _damaged_header(path: Path) -> AtlasError:
+    return AtlasError(f"{path} is damaged: its header cannot be read; restore it from a copy or make it again")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as raw:
+        raw.seek(HEADER_BYTES)
+        while block := raw.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _same_subject(path: Path, old: Mapping[str, Any], new: Mapping[str, Any] | None) -> None:
+    if new and old and old.get("fingerprint") != new.get("fingerprint"):
+        raise AtlasError(
+            f"{path} is about subject {old.get('fingerprint')} ({old.get('name')}), not {new.get('fingerprint')} "
+            f"({new.get('name')}); write to another file, or load the model that the study was made with"
+        )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that move numbers, for provenance."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("neuropolis", "torch", "transformers", "transformer-lens", "captum", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,107 @@
+"""Interventions: what is put in the place of a set's activations while a block of code runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import SetError
+from .sets import NeuronSet
+from .sites import Edit
+from .subject import Subject
+
+Kind = Literal["zero", "mean", "scale", "resample", "noise"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Activations of a site over a named reference corpus, which `mean`, `resample` and `noise` draw from.
+
+    `mean` and `std` [layer, neuron] are over all tokens; `pool` [layer, sample, neuron] holds whole rows of sampled tokens.
+    """
+
+    site: str
+    subject: str
+    name: str
+    mean: Float[Tensor, "layer neuron"]
+    std: Float[Tensor, "layer neuron"]
+    pool: Float[Tensor, "layer sample neuron"]
+
+
+@contextmanager
+def intervene(
+    subject: Subject,
+    neurons: NeuronSet,
+    *,
+    kind: Kind = "zero",
+    factor: float = 2.0,
+    reference: Reference | None = None,
+    seed: int = 0,
+) -> Iterator[None]:
+    """While the block runs, replace the activations of a set at every position, in forward passes and in `generate`.
+
+    - `zero`: silence the neurons.
+    - `scale`: multiply by `factor` (2 doubles, as CULNIG's enhancement does).
+    - `mean`: the neuron's mean over `reference`.
+    - `resample`: the activations of one token drawn at random from `reference`'s pool, drawn anew for every position.
+    - `noise`: add Gaussian noise of `factor` times the neuron's standard deviation over `reference`.
+
+    The hooks are gone afterwards, also after an exception. An empty set changes nothing, bit for bit.
+
+    Raises SetError when the set is of another subject or site, when the kind is unknown or when it needs a reference.
+    """
+    neurons.check(subject)
+    if kind not in KINDS:
+        raise SetError(f"unknown kind {kind!r}; kinds are {', '.join(KINDS)}")
+    if kind in ("mean", "resample", "noise"):
+        _check_reference(neurons, reference, kind)
+    site = subject.site(neurons.site)
+    generator = torch.Generator().manual_seed(seed)
+    with ExitStack() as stack:
+        for layer, tap in enumerate(site.taps):
+            index = neurons.indices(layer)
+            if len(index):
+                edit = _edit(kind, layer, index, factor, reference, generator)
+                stack.enter_context(tap.attached(edit))
+        yield
+
+
+def _check_reference(neurons: NeuronSet, reference: Reference | None, kind: str) -> None:
+    if reference is None:
+        raise SetError(f"kind {kind!r} needs a reference: npl.reference(subject, corpus, site={neurons.site!r})")
+    if (reference.site, reference.subject) != (neurons.site, neurons.subject):
+        raise SetError(
+            f"the reference is of site {reference.site!r}, subject {reference.subject}; "
+            f"the set is of site {neurons.site!r}, subject {neurons.subject}"
+        )
+
+
+def _edit(
+    kind: str, layer: int, index: Tensor, factor: float, reference: Reference | None, generator: torch.Generator
+) -> Edit:
+    """The function that replaces the columns `index` of a layer's activations ([..., neuron])."""
+
+    def new(x: Tensor) -> Tensor:
+        old = x.index_select(-1, index.to(x.device))
+        if kind == "zero":
+            return torch.zeros_like(old)
+        if kind == "scale":
+            return old * factor
+        assert reference is not None
+        if kind == "mean":
+            return reference.mean[layer, index].to(x).expand_as(old)
+        if kind == "resample":
+            pool = reference.pool[layer][:, index].to(x)
+            rows = torch.randint(len(pool), old.shape[:-1], generator=generator)
+            return pool[rows.to(x.device)]
+        noise = torch.randn(old.shape, generator=generator).to(x)
+        return old + factor * reference.std[layer, index].to(x) * noise
+
+    return lambda x: x.index_copy(-1, index.to(x.device), new(x))

@@ -1,0 +1,215 @@
+"""Sites: the named places in every layer where neurons live, found on plain Hugging Face modules.
+
+Module paths come from TransformerLens's architecture adapters, so that no table of model names is kept here. Fused
+projections (qkv, gate_up) are taken apart with the adapter's own splitting function, run once on a stand-in weight whose
+rows carry their own number.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SiteError
+
+SITES: dict[str, str] = {
+    "mlp": "intermediate units of the FFN: the input channels of its output projection",
+    "gate": "output of the FFN's gate projection, before the activation function",
+    "up": "output of the FFN's up projection (the only input projection where there is no gate)",
+    "mlp_out": "output channels of the FFN's output projection",
+    "q": "output channels of the query projection",
+    "k": "output channels of the key projection",
+    "v": "output channels of the value projection",
+    "attn": "input channels of the attention output projection",
+}
+_COMPONENT = {
+    "mlp": "mlp.out", "gate": "mlp.gate", "up": "mlp.in", "mlp_out": "mlp.out",
+    "q": "attn.q", "k": "attn.k", "v": "attn.v", "attn": "attn.o",
+}  # fmt: skip
+_INPUT_SIDE = ("mlp", "attn")
+Edit = Callable[[Tensor], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """Where one layer's neurons are read and replaced.
+
+    `channels` picks this site's neurons out of a fused projection's output, in neuron order; None means all channels.
+    """
+
+    module: nn.Module
+    path: str
+    side: Literal["in", "out"]
+    width: int
+    channels: Tensor | None = None
+
+    @contextmanager
+    def attached(self, edit: Edit) -> Iterator[None]:
+        """Pass the neurons ([..., width]) through `edit` at every forward; what it returns replaces them, None leaves them."""
+        handle = self._register(edit)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _register(self, edit: Edit) -> torch.utils.hooks.RemovableHandle:
+        def through(tensor: Tensor) -> Tensor | None:
+            if self.channels is None:
+                return edit(tensor)
+            index = self.channels.to(tensor.device)
+            edited = edit(tensor.index_select(-1, index))
+            return None if edited is None else tensor.index_copy(-1, index, edited)
+
+        if self.side == "out":
+            return self.module.register_forward_hook(lambda _module, _args, output: through(output))
+
+        def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            edited = through(args[0])
+            return None if edited is None else (edited, *args[1:])
+
+        return self.module.register_forward_pre_hook(before)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A site resolved on a subject: one tap per layer, all of one width."""
+
+    name: str
+    taps: tuple[Tap, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.taps)
+
+    @property
+    def width(self) -> int:
+        """Neurons per layer."""
+        return self.taps[0].width
+
+
+def architecture(model: nn.Module) -> Any:
+    """The TransformerLens adapter of a Hugging Face causal LM. Raises SiteError for a family that it does not know."""
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
+
+    family = type(model).__name__
+    try:
+        config = build_bridge_config_from_hf(model.config, family, family, torch.float32)  # pyright: ignore[reportArgumentType]
+        return ArchitectureAdapterFactory.select_architecture_adapter(config)
+    except Exception as error:
+        raise SiteError(
+            f"cannot find the layers of a {family}: TransformerLens has no adapter for it ({error}); "
+            "load a decoder-only causal LM of a family that it supports"
+        ) from error
+
+
+def resolve_site(model: nn.Module, adapter: Any, name: str, *, num_layers: int) -> Site:
+    """Find a site's taps in every layer.
+
+    Raises SiteError when the name is unknown, when the architecture has no such place, or when layers differ in width.
+    """
+    if name not in SITES:
+        raise SiteError(f"unknown site {name!r}; sites are {', '.join(SITES)}")
+    taps = tuple(_tap(model, adapter, name, layer) for layer in range(num_layers))
+    widths = {tap.width for tap in taps}
+    if len(widths) != 1:
+        raise SiteError(f"site {name!r} has layers of different widths {sorted(widths)}; expected one width")
+    return Site(name, taps)
+
+
+def _tap(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap:
+    component = _COMPONENT[name]
+    side = "in" if name in _INPUT_SIDE else "out"
+    found = _component(model, adapter, f"blocks.{layer}.{component}")
+    if found is not None:
+        in_width, out_width = projection_widths(found[0], found[1])
+        return Tap(found[0], found[1], side, in_width if side == "in" else out_width)
+    if name in ("q", "k", "v", "gate", "up"):
+        fused = _fused(model, adapter, name, layer)
+        if fused is not None:
+            return fused
+    raise SiteError(
+        f"site {name!r} is not in layer {layer} of this {type(model).__name__} (no {component!r}); "
+        f"sites it may have: {', '.join(s for s in SITES if s != name)}"
+    )
+
+
+def _component(model: nn.Module, adapter: Any, path: str) -> tuple[nn.Module, str] | None:
+    try:
+        module = adapter.get_component(model, path)
+        where = adapter.translate_transformer_lens_path(path)
+    except (AttributeError, ValueError, KeyError, IndexError):
+        return None
+    module = getattr(module, "original_component", None) or module
+    return (module, where) if isinstance(getattr(module, "weight", None), Tensor) and module.weight.dim() == 2 else None
+
+
+def projection_widths(module: nn.Module, path: str) -> tuple[int, int]:
+    """(input channels, output channels) of a Linear or a Conv1D (whose weight stands transposed)."""
+    weight = module.weight
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise SiteError(f"{path} is a {type(module).__name__} without a two-dimensional weight")
+    rows, columns = weight.shape
+    return (rows, columns) if is_transposed(module) else (columns, rows)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight is [in, out], as in GPT-2's Conv1D, instead of [out, in]."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _fused(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap | None:
+    """A tap inside a fused qkv or gate_up projection."""
+    room = "attn" if name in ("q", "k", "v") else "mlp"
+    bridge = adapter.component_mapping["blocks"].submodules.get(room)
+    try:
+        owner = adapter.get_component(model, f"blocks.{layer}.{room}")
+        owner_path = adapter.translate_transformer_lens_path(f"blocks.{layer}.{room}")
+    except (AttributeError, ValueError, KeyError, IndexError):
+        return None
+    owner = getattr(owner, "original_component", None) or owner
+    if room == "attn":
+        split = getattr(bridge, "split_qkv_matrix", None)
+        fused = _component(model, adapter, f"blocks.{layer}.attn.qkv")
+        order = ("q", "k", "v")
+    else:
+        split = getattr(bridge, "split_gate_up_matrix", None)
+        inner = getattr(owner, "gate_up_proj", None)  # the name that the adapter's own splitting reads
+        fused = (inner, f"{owner_path}.gate_up_proj") if isinstance(inner, nn.Module) else None
+        order = ("gate", "up")
+    if split is None or fused is None:
+        return None
+    module, path = fused
+    channels = _split_channels(owner, module, split)[order.index(name)]
+    return Tap(module, path, "out", len(channels), channels)
+
+
+def _split_channels(owner: nn.Module, fused: nn.Module, split: Callable[[nn.Module], Any]) -> list[Tensor]:
+    """Output channels of each part: split a stand-in whose weight rows are numbered, then read the numbers."""
+    in_width, out_width = projection_widths(fused, "fused projection")
+    numbers = torch.arange(out_width, dtype=torch.float32)
+    stand_in = copy.copy(fused)
+    stand_in._parameters = dict(fused._parameters)
+    weight = numbers.expand(in_width, out_width) if is_transposed(fused) else numbers[:, None].expand(out_width, in_width)
+    stand_in._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    if stand_in._parameters.get("bias") is not None:
+        stand_in._parameters["bias"] = nn.Parameter(numbers, requires_grad=False)
+    twin = copy.copy(owner)
+    twin._modules = {key: stand_in if child is fused else child for key, child in owner._modules.items()}
+    parts = []
+    try:
+        halves = split(twin)
+    except (RuntimeError, ValueError) as error:
+        raise SiteError(f"cannot take this {type(fused).__name__} of {out_width} outputs apart: {error}") from error
+    for part in halves:
+        column = part.weight[:, 0] if not is_transposed(part) else part.weight[0]
+        parts.append(column.round().long().cpu())
+    if sorted(torch.cat(parts).tolist()) != list(range(out_width)):
+        raise SiteError(f"the split of {type(fused).__name__} does not cover its {out_width} output channels exactly once")
+    return parts
