@@ -29,7 +29,7 @@ def attribute(
     split: str | None = "auto",
     min_examples: int = 2,
     max_tokens: int = 4096,
-    padding_side: PaddingSide = "left",
+    padding_side: PaddingSide = "right",
     progress: Progress | None = None,
 ) -> Scores:
     """Score how much each group of a corpus depends on each neuron of a site, all groups in one pass.

@@ -55,7 +55,7 @@ def one_pass(
     contribution: Contribution,
     tokens: TokenReduction = "sum",
     max_tokens: int = 4096,
-    padding_side: PaddingSide = "left",
+    padding_side: PaddingSide = "right",
     progress: Progress | None = None,
 ) -> Sums:
     """Score every example once and sum by group.
