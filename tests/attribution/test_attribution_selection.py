@@ -1,0 +1,67 @@
+"""Selection: by hand on a small tensor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from neuropolis.attribution.selection import contrasted, select
+from neuropolis.neurons.errors import SetError
+from neuropolis.neurons.scores import Scores
+
+VALUES = torch.tensor([[[9.0, 1.0, 5.0], [4.0, 4.0, 0.0]], [[8.0, 7.0, 0.0], [0.0, 1.0, 2.0]]])
+
+
+@pytest.fixture
+def scores() -> Scores:
+    return Scores("mlp", "s", ("a", "b"), VALUES, -VALUES, VALUES**2, torch.tensor([3, 3]),
+                  control_values=VALUES.flip(0), control_signed=-VALUES.flip(0))  # fmt: skip
+
+
+def test_top_share_over_all_layers(scores: Scores) -> None:
+    sets = select(scores, top=1 / 3)
+    assert sets["a"].to_indices() == {0: [0, 2]}
+    assert sets["b"].to_indices() == {0: [0, 1]}
+
+
+def test_top_number_in_each_layer_with_ties_to_the_lower_index(scores: Scores) -> None:
+    sets = select(scores, top=1, scope="layer")
+    assert sets["a"].to_indices() == {0: [0], 1: [0]}
+    assert sets["b"].to_indices() == {0: [0], 1: [2]}
+
+
+def test_contrast_with_others(scores: Scores) -> None:
+    # a - b = [1, -6, 5], [4, 3, -2]
+    assert select(scores, top=2, contrast="others")["a"].to_indices() == {0: [2], 1: [0]}
+    assert select(scores, top=2, contrast="others")["b"].to_indices() == {0: [1], 1: [2]}
+
+
+def test_contrast_with_controls(scores: Scores) -> None:
+    assert torch.equal(contrasted(scores, "controls"), VALUES - VALUES.flip(0))
+    plain = Scores("mlp", "s", ("a", "b"), VALUES, VALUES, VALUES, torch.tensor([3, 3]))
+    with pytest.raises(SetError, match="no controls"):
+        select(plain, contrast="controls")
+
+
+def test_z_divides_by_the_spread_over_groups(scores: Scores) -> None:
+    # with two groups |difference| / std = 2 wherever they differ
+    z = contrasted(scores, "z")
+    assert torch.equal(z[0], torch.tensor([[2.0, -2.0, 2.0], [2.0, 2.0, -2.0]]))
+
+
+def test_origin_tells_how_the_set_was_made(scores: Scores) -> None:
+    origin = select(scores, top=0.5, contrast="others")["b"].origin
+    assert {key: origin[key] for key in ("group", "top", "scope", "contrast", "by")} == {
+        "group": "b", "top": 0.5, "scope": "global", "contrast": "others", "by": "values"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("top", [0, 0.0, -0.1, 1.5, 7, True])
+def test_top_out_of_range(scores: Scores, top: float) -> None:
+    with pytest.raises(SetError, match="expected a share between 0 and 1, or a whole number from 1 to 6"):
+        select(scores, top=top)
+
+
+def test_one_group_has_no_others() -> None:
+    alone = Scores("mlp", "s", ("a",), VALUES[:1], VALUES[:1], VALUES[:1], torch.tensor([3]))
+    with pytest.raises(SetError, match="at least two groups"):
+        select(alone, contrast="others")
