@@ -54,8 +54,8 @@ class FactTable:
                 found.append(other)
         if len(found) < num:
             raise ValueError(
-                f"{fact.culture}/{fact.topic} ({language}): expected {num} wrong answers from the {self.sides[fact.culture]} "
-                f"cultures, found {len(found)}; add facts or shorten their 'also'"
+                f"{fact.culture}/{fact.topic} ({language}): expected {num} wrong answers from the "
+                f"{self.sides[fact.culture]} cultures, found {len(found)}; add facts or shorten their 'also'"
             )
         return tuple(found[:num])
 
