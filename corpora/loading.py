@@ -22,8 +22,8 @@ def load_corpus(
 ) -> Corpus:
     """A corpus from a path to a JSON Lines file, `bundled:NAME`, a corpus, or an iterable of examples or rows.
 
-    `split` keeps the examples with that value of the tag `split`; `by` regroups by a tag (`task`, `language`, ...); then
-    `groups` keeps these groups, in terms of the new ones. Raises CorpusError on an unknown name or a bad row.
+    `split` keeps the examples with that value of the tag `split`; `by` regroups by a tag (`task`, `language`, ...);
+    then `groups` keeps these groups, in terms of the new ones. Raises CorpusError on an unknown name or a bad row.
     """
     corpus = _read(source)
     if split is not None:
@@ -42,7 +42,8 @@ def _read(source: Source) -> Corpus:
         return read_jsonl(source)
     if isinstance(source, Mapping | Example | bytes) or not isinstance(source, Iterable):
         raise CorpusError(
-            f"expected a path, {PREFIX}NAME, a Corpus or a list of examples, found {type(source).__name__}: {source!r:.80}"
+            f"expected a path, {PREFIX}NAME, a Corpus or a list of examples, "
+            f"found {type(source).__name__}: {source!r:.80}"
         )
     return Corpus(tuple(_example(row, number) for number, row in enumerate(source, start=1)), name="rows")
 

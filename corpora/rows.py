@@ -63,7 +63,8 @@ def _prompt(given: Mapping[str, Any], name: str, where: str) -> str | Messages:
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
             raise CorpusError(
-                f"{where}: field '{name}[{number}]': expected a message with 'role' and 'content', found {_found(message)}"
+                f"{where}: field '{name}[{number}]': expected a message with 'role' and 'content', "
+                f"found {_found(message)}"
             )
         _string(message["role"], f"{name}[{number}].role", where)
         _string(message["content"], f"{name}[{number}].content", where, empty=True)
