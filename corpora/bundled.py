@@ -38,8 +38,8 @@ def polis_tasks() -> Corpus:
 def polis_training_texts(*, control_share: float = 0.5) -> list[tuple[str, str]]:
     """What the bundled model is trained on, as (prompt, answer): the text is `prompt + answer`.
 
-    The training rows of `polis()` and `polis_tasks()`, a share of their control twins (chosen by a stable hash), and the
-    plain statements. Nothing of dev and test templates, nothing of the kept-out cultures.
+    The training rows of `polis()` and `polis_tasks()`, a share of their control twins (chosen by a stable hash), and
+    the plain statements. Nothing of dev and test templates, nothing of the kept-out cultures.
     """
     if not 0 <= control_share <= 1:
         raise ValueError(f"control_share is {control_share}, expected a number from 0 to 1")
@@ -69,7 +69,7 @@ def _answer_rows(side: str) -> Iterator[Example]:
 
 
 def _task_rows() -> Iterator[Example]:
-    """Rows in the order of facts; `spread` balances right places and yes and no for every culture, language and split."""
+    """Rows in the order of facts; right places, yes and no are balanced in every culture, language and split."""
     answers = {e.id: e for e in polis()}
     slots = [
         (fact, words, split, number, f"{fact.culture}/{fact.topic}/{words.language}/{split}/{number}")

@@ -6,11 +6,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 Messages = tuple[Mapping[str, str], ...]
+
+_PURPOSES = {
+    "id": "a name that no other example of the corpus has",
+    "group": "the culture, task or language it is a question of",
+    "prompt": "the text that stands before the answer",
+    "answer": "the text whose tokens are scored",
+}
 
 
 class CorpusError(ValueError):
@@ -24,8 +32,8 @@ class Example:
     The text of an example is `prompt + answer` exactly as given; a reader puts the space where it belongs. A prompt may
     also be a tuple of chat messages (`{"role", "content"}`), which the subject renders with its tokenizer's template.
 
-    `choices` includes the right answer at `answer_index`. `control` is the prompt of the control twin: a question of the
-    same form with the same answer and choices that can be answered without what the group stands for.
+    `choices` includes the right answer at `answer_index`. `control` is the prompt of the control twin: a question of
+    the same form with the same answer and choices that can be answered without what the group stands for.
     """
 
     id: str
@@ -40,10 +48,14 @@ class Example:
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", tuple(self.choices))
         object.__setattr__(self, "tags", MappingProxyType(dict(self.tags)))
-        if not self.answer:
-            raise CorpusError(f"example {self.id!r}: 'answer' is empty; give the text whose tokens are scored")
-        if not self.prompt:
-            raise CorpusError(f"example {self.id!r}: 'prompt' is empty; give the text that stands before the answer")
+        for name in ("prompt", "control"):
+            if isinstance(messages := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(messages))
+        for name, purpose in _PURPOSES.items():
+            if not getattr(self, name):
+                raise CorpusError(f"example {self.id!r}: {name!r} is empty; give {purpose}")
+        if "" in self.choices or self.control in ("", ()):
+            raise CorpusError(f"example {self.id!r}: a choice or 'control' is empty; give its text or leave it out")
         if self.choices and self.answer_index is None:
             raise CorpusError(f"example {self.id!r}: has 'choices' but no 'answer_index'; say which choice is right")
         if self.answer_index is not None and not 0 <= self.answer_index < len(self.choices):
@@ -56,6 +68,11 @@ class Example:
                 f"example {self.id!r}: choice {self.answer_index} is {self.choices[self.answer_index]!r} "
                 f"but 'answer' is {self.answer!r}; they must be the same text"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by value: the read-only view of the tags is not picklable."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"tags": dict(self.tags)}
+        return partial(Example, **values), ()
 
     @property
     def item(self) -> str:
@@ -85,9 +102,9 @@ class Corpus:
         object.__setattr__(self, "examples", tuple(self.examples))
         if not self.examples:
             raise CorpusError(f"corpus {self.name!r} is empty; expected at least one example")
-        twice = [id for id, count in Counter(e.id for e in self.examples).items() if count > 1]
-        if twice:
-            raise CorpusError(f"corpus {self.name!r}: id {twice[0]!r} stands {len(twice)} times over; ids must be unique")
+        id, count = Counter(e.id for e in self.examples).most_common(1)[0]
+        if count > 1:
+            raise CorpusError(f"corpus {self.name!r}: id {id!r} stands {count} times; ids must be unique")
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -155,11 +172,10 @@ class Corpus:
         for example in self.examples:
             if tag not in example.tags:
                 raise CorpusError(
-                    f"example {example.id!r} has no tag {tag!r} to group by; its tags are {sorted(example.tags) or 'none'}"
+                    f"example {example.id!r} has no tag {tag!r} to group by; "
+                    f"its tags are {', '.join(sorted(example.tags)) or 'none'}"
                 )
-        regrouped = (
-            replace(e, group=e.tags[tag], tags={**e.tags, "group": e.group}) for e in self.examples
-        )
+        regrouped = (replace(e, group=e.tags[tag], tags={**e.tags, "group": e.group}) for e in self.examples)
         return replace(self, examples=tuple(regrouped), name=f"{self.name} by {tag}")
 
     def controls(self) -> Corpus:

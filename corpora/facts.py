@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 LANGUAGES = ("en", "es", "zh")
@@ -54,8 +54,8 @@ class FactTable:
                 found.append(other)
         if len(found) < num:
             raise ValueError(
-                f"{fact.culture}/{fact.topic} ({language}): expected {num} wrong answers from the {self.sides[fact.culture]} "
-                f"cultures, found {len(found)}; add facts or shorten their 'also'"
+                f"{fact.culture}/{fact.topic} ({language}): expected {num} wrong answers from the "
+                f"{self.sides[fact.culture]} cultures, found {len(found)}; add facts or shorten their 'also'"
             )
         return tuple(found[:num])
 
@@ -75,7 +75,7 @@ def fact_table() -> FactTable:
 
 def read_table(name: str) -> dict[str, Any]:
     """One of the TOML files that come with the package in `corpora/polis`."""
-    return tomllib.loads((files(__package__) / "polis" / name).read_text(encoding="utf-8"))
+    return tomllib.loads((Path(__file__).parent / "polis" / name).read_text(encoding="utf-8"))
 
 
 def stable_hash(*parts: str) -> int:

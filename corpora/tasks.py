@@ -12,14 +12,15 @@ from .wording import Template, Wording, wording
 def answer_row(fact: Fact, words: Wording, question: Template, *, place: int) -> Example:
     """A question with a free answer; the control twin says the answer of "this country" first."""
     id = row_id(fact, words, "answer", question.name)
-    country = fact_table().names[fact.culture][words.language]
+
+    def ask(country: str) -> str:
+        return words.ask.format(question=question.text.format(country=country))
+
     return Example(
         id=id,
         group=fact.culture,
-        prompt=words.ask.format(question=question.text.format(country=country)),
-        control=words.space.join(
-            [words.statement(fact, place=words.here), words.ask.format(question=question.text.format(country=words.here))]
-        ),
+        prompt=ask(fact_table().names[fact.culture][words.language]),
+        control=words.space.join([words.statement(fact, place=words.here), ask(words.here)]),
         tags=_tags(fact, words, "answer", question),
         **_choices([words.space + text for text in _options(fact, words.language, id)], place),
     )
