@@ -32,7 +32,12 @@ def cluster_sums(
 
 
 def bootstrap(
-    sums: Float[Tensor, "cluster cell"], sizes: Float[Tensor, " cluster"], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+    sums: Float[Tensor, "cluster cell"],
+    sizes: Float[Tensor, " cluster"],
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> tuple[Float[Tensor, " cell"], Float[Tensor, " cell"]]:
     """Percentile interval of the mean per question, resampling clusters with replacement (Field & Welsh 2007).
 
@@ -47,7 +52,9 @@ def bootstrap(
     means = []
     for count in _blocks(draws, num):
         drawn = torch.randint(num, (count, num), generator=generator)
-        weights = torch.zeros((count, num), dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+        weights = torch.zeros((count, num), dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones_like(drawn, dtype=torch.float64)
+        )
         means.append((weights @ sums) / (weights @ sizes)[:, None])
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.quantile(torch.cat(means), ends, dim=0)
@@ -55,11 +62,11 @@ def bootstrap(
 
 
 def sign_flip_test(sums: Float[Tensor, "cluster cell"], *, draws: int = DRAWS, seed: int = 0) -> Float[Tensor, " cell"]:
-    """One-sided p-value that the sum over clusters is below 0, when each cluster's sign is as likely to be the other one.
+    """One-sided p-value that the sum over clusters is below 0, when each cluster's sign might as well be the other.
 
     Exact over all 2^K sign patterns where they are at most `draws` + 1, else from `draws` random patterns with the
-    observed one counted in, (1 + hits) / (1 + draws) (Phipson & Smyth 2010). Clusters that are 0 everywhere do not count.
-    NaN where a value is NaN or there is no cluster.
+    observed one counted in, (1 + hits) / (1 + draws) (Phipson & Smyth 2010). Clusters that are 0 everywhere do not
+    count. NaN where a value is NaN or there is no cluster.
     """
     if not len(sums):
         return torch.full((sums.shape[1],), torch.nan, dtype=torch.float64)
@@ -134,14 +141,14 @@ def holm(p: Tensor) -> Tensor:
 
 
 def benjamini_hochberg(p: Tensor) -> Tensor:
-    """Adjusted p-values for the false discovery rate (Benjamini & Hochberg 1995); NaN entries stay NaN and do not count."""
+    """Adjusted p-values for the false discovery rate (Benjamini & Hochberg 1995); NaN entries do not count."""
     from scipy.stats import false_discovery_control
 
     return _corrected(p, lambda values: false_discovery_control(values, method="bh"))
 
 
 def standard_error(sums: Float[Tensor, "cluster cell"], sizes: Float[Tensor, " cluster"]) -> Float[Tensor, " cell"]:
-    """Cluster-robust standard error of the mean per question (linearised ratio, with K / (K - 1)); NaN for one cluster."""
+    """Cluster-robust standard error of the mean per question (linearised ratio); NaN for one cluster."""
     num = len(sizes)
     if num < 2:
         return torch.full((sums.shape[1],), torch.nan, dtype=torch.float64)
