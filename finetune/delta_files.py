@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..neurons.atlas import library_versions
 from ..neurons.errors import SetError
 from ..neurons.sets import NeuronSet
@@ -132,12 +134,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise DeltaError(f"{path} is damaged: it is no JSON object; restore it from a copy or train again") from error
     if found[0] != FORMAT:
         raise DeltaError(f"{path} does not describe a delta (format {found[0]!r}, expected {FORMAT!r}); check the path")
+    if found[1] != VERSION:
+        raise DeltaError(f"{path} has version {found[1]!r}, this toolkit reads version {VERSION}; use the toolkit that wrote it")
     config.pop("checksum", None)
     # The file is written again from what was read: any byte that differs then shows, blanks included.
     if _text(config).encode() != raw:
         raise DeltaError(f"{path} is damaged: its checksum does not match; restore it from a copy or train again")
-    if found[1] != VERSION:
-        raise DeltaError(f"{path} has version {found[1]!r}, this toolkit reads version {VERSION}; use the toolkit that wrote it")
     return config
 
 
@@ -155,7 +157,7 @@ def _in_place_of(folder: Path) -> Iterator[Path]:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         _exchange(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DeltaError(
             f"could not write {folder}: {error}; what stood there before is untouched. Is the disk full or read-only?"
         ) from error
