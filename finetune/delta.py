@@ -25,8 +25,8 @@ class Delta:
 
     `values` and `base` hold new and old entries by key: `<path>.rows` [row, in], `<path>.columns` [out, column],
     `<path>.bias` [row], in the dtype that the subject had. Values are kept, not differences, since old + difference is
-    not exact in floating point. `neurons` is the set that was trained; None after full fine-tuning, where every parameter
-    is an entry under its own name. `history` is the loss of every step, `origin` what made the delta.
+    not exact in floating point. `neurons` is the set that was trained; None after full fine-tuning, where every
+    parameter is an entry under its own name. `history` is the loss of every step, `origin` what made the delta.
     """
 
     subject: str
@@ -111,10 +111,10 @@ class Delta:
     ) -> Subject:
         for entry in self._entries(subject):
             if not torch.equal(entry.read().cpu(), old[entry.key]):
+                why = "was not merged into this model" if old is self.values else "is merged already"
                 raise DeltaError(
-                    f"{entry.key} of {subject.name!r} is not what the delta expects there; it was "
-                    f"{'not merged into this model' if old is self.values else 'merged already, or the weights changed'}, "
-                    "or another delta lies on top"
+                    f"{entry.key} of {subject.name!r} is not what the delta expects there: it {why}, the weights "
+                    "changed, or another delta lies on top; load the model again, or take the other delta off first"
                 )
         model = subject.model if in_place else copy.deepcopy(subject.model)
         result = Subject(model, subject.tokenizer, subject.name, "")
@@ -123,17 +123,17 @@ class Delta:
 
     def _entries(self, subject: Subject) -> tuple[Entry, ...]:
         """Where the delta's numbers stand in a model. Raises DeltaError when keys, shapes or dtype differ."""
-        if self.neurons is None:
-            entries = whole_entries(subject)
-        else:
-            entries = slice_entries(parts_of(subject, self.neurons))
+        neurons = self.neurons
+        entries = whole_entries(subject) if neurons is None else slice_entries(parts_of(subject, neurons))
         if {entry.key for entry in entries} != set(self.values):
             missing = sorted({entry.key for entry in entries} ^ set(self.values))[0]
-            raise DeltaError(f"the delta and {subject.name!r} do not have the same parameters: {missing} is in one of them only")
+            raise DeltaError(
+                f"{missing} is in only one of the delta and {subject.name!r}; load the model it was trained on"
+            )
         for entry in entries:
             values = self.values[entry.key]
             if list(values.shape) != entry.shape:
-                raise DeltaError(f"{entry.key}: the delta has shape {list(values.shape)}, {subject.name!r} {entry.shape}")
+                raise DeltaError(f"{entry.key}: expected shape {entry.shape}, the delta has {list(values.shape)}")
             if values.dtype != entry.tensor.dtype:
                 raise DeltaError(
                     f"{entry.key}: the delta is in {values.dtype}, {subject.name!r} in {entry.tensor.dtype}; "

@@ -58,7 +58,7 @@ def load_delta(folder: str | Path, *, subject: Subject | None = None) -> Delta:
     folder = Path(folder)
     config = _read_config(folder)
     if not (folder / TENSORS).is_file() or _sha256(folder / TENSORS) != config["sha256"]:
-        raise DeltaError(f"{folder / TENSORS} is damaged (missing, truncated or altered); restore it from a copy or train again")
+        raise DeltaError(f"{folder / TENSORS} is missing, truncated or altered; restore it from a copy or train again")
     tensors = load_file(folder / TENSORS)
     delta = Delta(
         config["subject"],
@@ -76,7 +76,8 @@ def load_delta(folder: str | Path, *, subject: Subject | None = None) -> Delta:
 def export_merged(delta: Delta, subject: Subject, folder: str | Path) -> Path:
     """Write the subject with the delta in its weights as a Hugging Face checkpoint that `from_pretrained` loads.
 
-    Raises DeltaError when the folder exists and is not empty, when the delta is of another subject, or when writing fails.
+    Raises DeltaError when the folder is there and not empty, when the delta is of another subject, or when writing
+    fails.
     """
     folder = Path(folder)
     if folder.exists() and not _is_empty(folder):
@@ -135,7 +136,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if found[0] != FORMAT:
         raise DeltaError(f"{path} does not describe a delta (format {found[0]!r}, expected {FORMAT!r}); check the path")
     if found[1] != VERSION:
-        raise DeltaError(f"{path} has version {found[1]!r}, this toolkit reads version {VERSION}; use the toolkit that wrote it")
+        raise DeltaError(f"{path} has version {found[1]!r}, expected {VERSION}; read it with the toolkit that wrote it")
     config.pop("checksum", None)
     # The file is written again from what was read: any byte that differs then shows, blanks included.
     if _text(config).encode() != raw:
@@ -145,7 +146,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _in_place_of(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`; it takes the folder's place when the block ends well, and is removed otherwise."""
+    """A temporary folder beside `folder` that takes its place when the block ends well, and is removed otherwise."""
     if not folder.absolute().parent.is_dir():
         raise DeltaError(f"cannot write {folder}: there is no folder {folder.parent}; make it first")
     temporary = None

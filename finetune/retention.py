@@ -57,7 +57,8 @@ class Retention:
                 raise TuneError(f"{name} must be [method, group] {shape}, got {list(getattr(self, name).shape)}")
         if list(self.before.shape) != shape[1:] or list(self.trainable.shape) != shape[:1]:
             raise TuneError(
-                f"before must be {shape[1:]} and trainable {shape[:1]}, got {list(self.before.shape)} and {list(self.trainable.shape)}"
+                f"before must be [group] {shape[1:]} and trainable [method] {shape[:1]}, "
+                f"got {list(self.before.shape)} and {list(self.trainable.shape)}"
             )
 
     @property
@@ -150,15 +151,22 @@ def compare_tuning(
         torch.tensor([_share(before[g]) for g in groups]), torch.tensor(after), torch.tensor(low), torch.tensor(high),
         torch.tensor(trainable),
         {
-            "new_corpus": lesson.hash, "old_corpus": old_corpus.hash, "neurons": neurons.digest, "lr": lr, "full_lr": full_lr,
-            "resamples": resamples, "seed": seed, "test_split": test_split, "num_questions": {g: int(before[g][1].sum()) for g in groups},
+            "new_corpus": lesson.hash, "old_corpus": old_corpus.hash, "neurons": neurons.digest,
+            "lr": lr, "full_lr": full_lr, "resamples": resamples, "seed": seed, "test_split": test_split,
+            "num_questions": {g: int(before[g][1].sum()) for g in groups},
             "training": {key: value for key, value in training.items() if key != "progress"},
         },
     )  # fmt: skip
 
 
 def _tuned(
-    method: str, subject: Subject, lesson: Corpus, neurons: NeuronSet, lr: float, full_lr: float, training: Mapping[str, Any]
+    method: str,
+    subject: Subject,
+    lesson: Corpus,
+    neurons: NeuronSet,
+    lr: float,
+    full_lr: float,
+    training: Mapping[str, Any],
 ) -> Delta:
     if method == "full":
         return finetune_full(subject, lesson, lr=full_lr, **training)
@@ -176,7 +184,9 @@ def _outcomes(subject: Subject, corpus: Corpus, accuracy: Accuracy) -> Outcomes:
     """For each group, right answers and questions of every item."""
     right: Bool[Tensor, " example"] = accuracy(subject, corpus).cpu()
     if list(right.shape) != [len(corpus)] or right.dtype != torch.bool:
-        raise TuneError(f"accuracy must give bool [{len(corpus)}], one per example; got {right.dtype} {list(right.shape)}")
+        raise TuneError(
+            f"accuracy must give bool [{len(corpus)}] for the examples, got {right.dtype} {list(right.shape)}"
+        )
     outcomes: Outcomes = {}
     for group in corpus.groups:
         rows = [row for row, example in enumerate(corpus) if example.group == group]

@@ -89,9 +89,9 @@ class Entry:
 def slice_parts(subject: Subject, neurons: NeuronSet) -> tuple[SlicePart, ...]:
     """The parts of a subject's projections that belong to a set, layer by layer, none of them empty.
 
-    - `mlp`, `gate`, `up`: rows of the FFN's gate and up projections (of the only input projection where there is no gate)
-      with their biases, and columns of its output projection.
-    - `q`, `k`, `v`: rows of that projection with their biases. `mlp_out`: rows of the FFN's output projection, with biases.
+    - `mlp`, `gate`, `up`: rows of the FFN's gate and up projections (of the only input projection where there is no
+      gate) with their biases, and columns of its output projection.
+    - `q`, `k`, `v`, `mlp_out`: rows of that projection with their biases.
     - `attn`: columns of the attention output projection.
 
     Rows of a fused projection are merged into one part.
@@ -122,7 +122,7 @@ def parts_of(subject: Subject, neurons: NeuronSet) -> tuple[SlicePart, ...]:
         parts.append(SlicePart(path, module, **{side: index}))
     weights = [id(part.module.weight) for part in parts]
     if len(set(weights)) < len(weights):
-        raise SiteError(f"projections of {subject.name!r} share one weight between layers; their rows cannot be tuned apart")
+        raise SiteError(f"projections of {subject.name!r} share one weight; they cannot be tuned apart")
     return tuple(parts)
 
 
@@ -169,7 +169,7 @@ def _plain(tap: Tap) -> Any:
     if not isinstance(tap.module, nn.Linear) and not is_transposed(tap.module):
         raise SiteError(f"{tap.path} is a {type(tap.module).__name__}; a slice needs a Linear or a Conv1D")
     if not weight.dtype.is_floating_point:
-        raise SiteError(f"{tap.path} is quantised ({weight.dtype}); load the model in a floating-point dtype to tune it")
+        raise SiteError(f"{tap.path} is quantised ({weight.dtype}); load the model in a floating-point dtype")
     if weight.is_meta:
-        raise SiteError(f"{tap.path} is offloaded; a slice needs its weights in memory, load the model without offloading")
+        raise SiteError(f"{tap.path} is offloaded; load the model without offloading, a slice needs its weights")
     return tap.module

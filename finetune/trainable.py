@@ -58,7 +58,7 @@ def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]
     """
     parts = slice_parts(subject, neurons)
     if not parts:
-        raise TuneError(f"the set has none of the {neurons.mask.numel()} {neurons.site} neurons; select some before tuning")
+        raise TuneError(f"the set has none of the {neurons.mask.numel()} {neurons.site} neurons; select some to tune")
     entries = slice_entries(parts)
     base = tuple(entry.read() for entry in entries)
     masters = tuple(nn.Parameter(_master(values)) for values in base)
@@ -130,7 +130,7 @@ class _SliceProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grads
         (x,) = ctx.saved_tensors
         part: SlicePart = ctx.part

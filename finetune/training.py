@@ -180,12 +180,19 @@ def _rows(corpus: Corpus, split: str | None) -> Corpus:
 
 
 def _delta(
-    subject: Subject, neurons: NeuronSet | None, trainable: Trainable, history: tuple[float, ...], origin: dict[str, Any]
+    subject: Subject,
+    neurons: NeuronSet | None,
+    trainable: Trainable,
+    history: tuple[float, ...],
+    origin: dict[str, Any],
 ) -> Delta:
     values = trainable.values()
     for key, tensor in values.items():
         if not bool(tensor.isfinite().all()):
-            raise TuneError(f"training diverged: {key} is not finite after the last step; the subject is untouched; try a smaller lr")
+            raise TuneError(
+                f"training diverged: {key} is not finite after step {len(history)}, the last; "
+                "the subject is untouched; try a smaller lr"
+            )
     return Delta(subject.fingerprint, neurons, values, trainable.base_values(), history, origin)
 
 
