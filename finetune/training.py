@@ -166,11 +166,17 @@ def _orders(num_examples: int, recipe: Recipe) -> Iterator[list[int]]:
 
 
 def _finite(value: float, what: str, step: int, num_steps: int, recipe: Recipe) -> None:
-    if not math.isfinite(value):
+    if math.isfinite(value):
+        return
+    if step == 0:
         raise TuneError(
-            f"training diverged: the {what} is {value} at step {step + 1} of {num_steps} (lr {recipe.lr:g}); "
-            "the subject is untouched; try a smaller lr"
+            f"the {what} is {value} at step 1, before anything was trained; expected a finite number; "
+            "the subject is untouched; check its weights and dtype"
         )
+    raise TuneError(
+        f"training diverged: the {what} is {value} at step {step + 1} of {num_steps} (lr {recipe.lr:g}); "
+        "the subject is untouched; try a smaller lr"
+    )
 
 
 def _rows(corpus: Corpus, split: str | None) -> Corpus:

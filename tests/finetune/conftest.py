@@ -12,8 +12,23 @@ from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject, load_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-WORDS = ["capital", "food", "of", "is", "red", "blue", "green", "rice", "bread", "tea", "aland", "borland", "cetus", "dor"]
-_SMALL = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+WORDS = [
+    "capital",
+    "food",
+    "of",
+    "is",
+    "red",
+    "blue",
+    "green",
+    "rice",
+    "bread",
+    "tea",
+    "aland",
+    "borland",
+    "cetus",
+    "dor",
+]
+_SMALL = {"vocab_size": 20, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 _SHAPE = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
     "max_position_embeddings": 32,
@@ -38,7 +53,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 def build(family: str, dtype: torch.dtype = torch.float32) -> Subject:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation="eager")
+        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # zero at the start, which would hide a bias that is left out
                 torch.nn.init.normal_(parameter, std=0.1)
