@@ -1,0 +1,233 @@
+"""The figures: each function takes artefacts and returns a matplotlib Figure; nothing is shown and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..neurons.sets import NeuronSet
+from .cells import BARE, FULL, CellSize, cell_size, frame, heat, signed
+from .style import GRID, INK, FigureError, diverging, new_figure, palette, sequential, text_inches, themed
+
+if TYPE_CHECKING:
+    from ..analysis.effects import Effects
+    from ..analysis.overlap import Overlap
+    from ..analysis.similarity import Similarity
+
+SIGNIFICANT = 0.05
+
+
+def neurons_by_layer(sets: Mapping[str, NeuronSet]) -> Figure:
+    """Heat map [group, layer]: the share of each set's neurons that lie in a layer, in per cent.
+
+    Rows of sets that are spread evenly have 100 / layers per cent everywhere. The row of an empty set stays empty.
+    Raises FigureError when there are no sets, or when they differ in their number of layers.
+    """
+    layers = {s.num_layers for s in sets.values()}
+    if len(layers) != 1:
+        raise FigureError(f"expected sets of one subject and site, found {len(sets)} sets with {sorted(layers)} layers")
+    depth = layers.pop()
+    counts = np.stack([_array(s.per_layer) for s in sets.values()]).astype(float)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = 100 * np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    rows = [f"{name} ({int(total)})" for name, total in zip(sets, totals[:, 0], strict=True)]
+    noted = depth <= 16 and len(rows) <= 40
+    cell = CellSize("", 0.5 if noted else max(0.16, min(0.5, 10 / depth)), 0.3 if len(rows) <= 40 else 0.2, 7.5)
+    every = max(1, round(depth / 32))
+    columns = [str(layer) if layer % every == 0 else "" for layer in range(depth)]
+    notes = np.array([[f"{v:.0f}" if np.isfinite(v) else "" for v in row] for row in shares]) if noted else None
+    with themed(rows):
+        figure = new_figure(*frame(rows, ["00"], cell=cell, extra=cell.width * depth))
+        axes = figure.subplots()
+        heat(
+            axes, shares, columns=columns, rows=rows, colours=sequential(), limits=(0.0, float(np.nanmax(shares, initial=1))),
+            notes=notes, points=cell.points, bar="share of the set (%)", upright=True,
+        )  # fmt: skip
+        axes.tick_params(axis="x", rotation=0)
+        axes.set(xlabel=f"layer (an even spread would be {100 / depth:.1f} % in each)", ylabel="set (neurons)")
+    return figure
+
+
+def effect_matrix(effects: Effects) -> Figure:
+    """Heat map [set, group]: change of accuracy in percentage points when a set is silenced, with its interval.
+
+    An asterisk marks changes that differ from those of the matched controls at a corrected p below 0.05. Beside it stand,
+    per set, the change on its own group, the mean over the others and the mean of the controls on its own group (where
+    sets and groups share no names: the means over all groups).
+    """
+    change = 100 * _array(effects.effect)
+    low, high = (100 * _array(bound) for bound in effects.interval())
+    starred = _array(effects.p_corrected) < SIGNIFICANT
+    cell = cell_size(max(change.shape))
+    side, headings = _beside(effects)
+    limit = float(np.nanmax(np.abs(change), initial=1.0))
+    notes = np.full(change.shape, "", dtype=object)
+    for place in np.ndindex(change.shape):
+        value = signed(change[place]) if cell.detail == FULL else signed(change[place], digits=0)
+        mark = "*" if starred[place] else ""
+        interval = f"\n{signed(low[place])} to {signed(high[place])}" if cell.detail == FULL else ""
+        notes[place] = mark if cell.detail == BARE else f"{value}{mark}{interval}"
+    with themed([*effects.sets, *effects.groups]):
+        wide = CellSize(FULL, 0.7, cell.height, 7.5)
+        width, height = frame(effects.sets, [*effects.groups, headings[-1]], cell=cell, extra=3 * wide.width + 0.4)
+        figure = new_figure(width, height)
+        main, beside = figure.subplots(1, 2, width_ratios=[cell.width * change.shape[1], wide.width * len(headings)])
+        colours = {"colours": diverging(), "limits": (-limit, limit)}
+        heat(main, change, columns=effects.groups, rows=effects.sets, notes=notes, points=cell.points, **colours)
+        side_notes = np.array([[signed(v) for v in row] for row in side], dtype=object)
+        heat(
+            beside, side, columns=headings, rows=None, notes=None if cell.detail == BARE else side_notes, points=wide.points,
+            bar="change of accuracy (percentage points)", **colours,
+        )  # fmt: skip
+        main.set(xlabel="questions of group", ylabel="set silenced")
+    return figure
+
+
+def _beside(effects: Effects) -> tuple[np.ndarray, list[str]]:
+    """The columns beside the effect matrix [set, column], in percentage points, and their headings."""
+    change, control = 100 * _array(effects.effect), 100 * _array(effects.control_effect)
+    own = [effects.groups.index(name) if name in effects.groups else None for name in effects.sets]
+    if any(place is None for place in own):
+        return np.stack([change.mean(axis=1), control.mean(axis=1)], axis=1), ["all groups", "all groups, controls"]
+    rows = np.arange(len(own))
+    others = (change.sum(axis=1) - change[rows, own]) / max(1, change.shape[1] - 1)
+    others = others if change.shape[1] > 1 else np.full_like(others, np.nan)
+    return np.stack([change[rows, own], others, control[rows, own]], axis=1), ["own group", "other groups", "own, controls"]
+
+
+def overlap_matrix(overlap: Overlap) -> Figure:
+    """Heat map [group, group]: overlap of two sets against chance.
+
+    The colour is log2(Jaccard / expected Jaccard of random sets of the same sizes per layer); the cells say the Jaccard
+    index and the ratio, with an asterisk where the corrected p is below 0.05. The diagonal holds the sizes.
+    """
+    jaccard, expected = _array(overlap.jaccard).astype(float), _array(overlap.expected).astype(float)
+    ratio = np.divide(jaccard, expected, out=np.full_like(jaccard, np.nan), where=expected > 0)
+    np.fill_diagonal(ratio, np.nan)
+    with np.errstate(divide="ignore"):
+        logs = np.log2(ratio)
+    limit = float(np.max(np.abs(logs), initial=1.0, where=np.isfinite(logs)))
+    cell = cell_size(len(overlap.groups))
+    starred = _array(overlap.p_corrected) < SIGNIFICANT
+    notes = np.full(jaccard.shape, "", dtype=object)
+    for place in np.ndindex(jaccard.shape):
+        mark = "*" if starred[place] else ""
+        times = f"×{ratio[place]:.2g}{mark}" if np.isfinite(ratio[place]) else ""
+        full = f"{jaccard[place]:.3f}\n{times}"
+        notes[place] = {FULL: full, BARE: mark}.get(cell.detail, times) if place[0] != place[1] else ""
+    with themed(overlap.groups):
+        figure = new_figure(*frame(overlap.groups, overlap.groups, cell=cell))
+        axes = figure.subplots()
+        # a pair with nothing in common has log2(0): it gets the palette's end
+        heat(
+            axes, np.where(np.isneginf(logs), -limit, logs), columns=overlap.groups, rows=overlap.groups, notes=notes,
+            points=cell.points, colours=diverging(), limits=(-limit, limit), bar="log2 (Jaccard / chance)",
+        )  # fmt: skip
+        for place, size in enumerate(_array(overlap.sizes)) if cell.detail != BARE else ():
+            axes.text(place + 0.5, place + 0.5, f"{int(size)}", ha="center", va="center", size=cell.points, style="italic")
+    return figure
+
+
+def similarity_by_layer(similarity: Similarity) -> Figure:
+    """Lines by layer: cosine of the parameters of two sets, mean over pairs, with and without the neurons they share.
+
+    The bands hold the middle 90 % of the pairs; the grey band is the mean chance interval of random sets of the same sizes.
+    """
+    first, second = np.triu_indices(len(similarity.groups), k=1)
+    if not len(first):
+        raise FigureError(f"similarity needs at least two groups, found {len(similarity.groups)}: {', '.join(similarity.groups)}")
+    layers = np.arange(similarity.values.shape[-1])
+
+    def pairs(values: Tensor) -> np.ndarray:
+        return _array(values)[first, second].astype(float)
+
+    named = (("all neurons of both sets", similarity.values), ("without shared neurons", similarity.values_unshared))
+    with themed():
+        figure = new_figure(min(12.0, max(6.5, 3.5 + 0.2 * len(layers))), 3.6)
+        axes = figure.subplots()
+        low, high = (_mean(pairs(bound)) for bound in (similarity.chance_low, similarity.chance_high))
+        axes.fill_between(layers, low, high, color="0.5", alpha=0.25, linewidth=0, label="chance, interval")
+        axes.plot(layers, _mean(pairs(similarity.chance)), color="0.5", linestyle=":", label="chance, mean")
+        for (label, values), colour, marker in zip(named, palette(2), "os", strict=True):
+            chosen = pairs(values)
+            axes.plot(layers, _mean(chosen), color=colour, marker=marker, label=label)
+            if len(first) > 1:
+                axes.fill_between(layers, *_middle(chosen), color=colour, alpha=0.18, linewidth=0)
+        pairs_text = "one pair" if len(first) == 1 else f"mean of {len(first)} pairs"
+        axes.set(xlabel="layer", ylabel=f"cosine of parameters ({pairs_text})")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(True, axis="y", color=GRID, linewidth=0.6)
+        figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def forgetting(retention: Any) -> Figure:
+    """Accuracy before and after learning a new group, by method: on the new group, and on the mean of the trained ones.
+
+    Takes a finetune Retention. Intervals of the new group are its own; that of the mean over trained groups combines
+    theirs as independent. The small dots are the trained groups one by one.
+    """
+    after, low, high = (100 * _array(getattr(retention, name)) for name in ("after", "after_low", "after_high"))
+    before = 100 * _array(retention.before)
+    new, kept = retention.groups.index(retention.group), [retention.groups.index(g) for g in retention.trained_groups]
+    labels = [f"{name} ({int(size):,} trained)" for name, size in zip(retention.methods, _array(retention.trainable), strict=True)]
+    titles = (f"learned: {retention.group}", f"kept: mean of {len(kept)} trained groups")
+    with themed([*labels, *titles]):
+        figure = new_figure(max(7.5, text_inches(labels) + 5.5), 1.5 + 0.5 * len(labels))
+        left, right = figure.subplots(1, 2, sharey=True, sharex=True)
+        colours = palette(max(len(labels), 2))
+        spread = [(combine(low[m, kept], after[m, kept], -1), combine(high[m, kept], after[m, kept], 1)) for m in range(len(labels))]
+        own = [(low[m, new], high[m, new]) for m in range(len(labels))]
+        _dots(left, after[:, new], own, before=float(before[new]), colours=colours, title=titles[0])
+        _dots(right, after[:, kept].mean(axis=1), spread, before=float(before[kept].mean()), colours=colours, title=titles[1])
+        for row in range(len(labels)):
+            place = np.linspace(row - 0.22, row + 0.22, len(kept))
+            right.scatter(after[row, kept], place, s=7, color=colours[row], alpha=0.45, linewidth=0, zorder=1)
+        left.set_yticks(range(len(labels)), labels)
+        left.set_ylim(len(labels) - 0.4, -0.6)
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower right", frameon=False, ncols=2)
+    return figure
+
+
+def combine(bounds: np.ndarray, means: np.ndarray, sign: int) -> float:
+    """A bound of a mean over groups, from the groups' own bounds taken as independent: half-widths add in squares."""
+    return float(means.mean() + sign * np.sqrt(np.square(bounds - means).sum()) / len(means))
+
+
+def _dots(
+    axes: Axes, values: np.ndarray, bounds: Sequence[tuple[float, float]], *, before: float, colours: list[Any], title: str
+) -> None:
+    axes.axvline(before, color=INK, linestyle="--", linewidth=1, label="before")
+    for row, (value, (low, high)) in enumerate(zip(values, bounds, strict=True)):
+        reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        label = "after, with 95 % interval" if row == 0 else None
+        axes.errorbar(value, row, xerr=reach, fmt="o", markersize=7, color=colours[row], capsize=3, label=label)
+    axes.set_title(title)
+    axes.set_xlabel("accuracy (%)")
+    axes.set_xlim(-3, 103)
+    axes.grid(True, axis="x", color=GRID, linewidth=0.6)
+
+
+def _mean(pairs: np.ndarray) -> np.ndarray:
+    """Mean over pairs [pair, layer]; NaN in layers where no pair has a value."""
+    known = np.isfinite(pairs)
+    total = np.where(known, pairs, 0.0).sum(axis=0)
+    return np.divide(total, known.sum(axis=0), out=np.full(total.shape, np.nan), where=known.any(axis=0))
+
+
+def _middle(pairs: np.ndarray) -> np.ndarray:
+    """The 5th and 95th percentile over pairs [2, layer]; NaN in layers where no pair has a value."""
+    bounds = np.full((2, pairs.shape[1]), np.nan)
+    some = np.isfinite(pairs).any(axis=0)
+    bounds[:, some] = np.nanquantile(pairs[:, some], [0.05, 0.95], axis=0)
+    return bounds
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)
