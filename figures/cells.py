@@ -46,22 +46,24 @@ def heat(
     notes: np.ndarray | None = None,
     points: float = 7.5,
     bar: str | None = None,
-    upright: bool = False,
+    level: bool = False,
+    open_ended: bool = False,
 ) -> None:
     """Draw `values` [row, column] as cells, with `notes` written in them and a colour bar that says `bar`.
 
-    NaN cells stay empty. `upright` turns the columns' names by a right angle rather than half of it.
+    NaN cells stay empty. `level` keeps the columns' names level; `open_ended` says that values may lie beyond the limits.
     """
     import seaborn
 
+    bar_options: dict[str, Any] = {"label": bar, "aspect": 28, "shrink": 0.9, "pad": 0.015, "extend": "both" if open_ended else "neither"}
     long_side = max(values.shape) if values.size else 1
     seaborn.heatmap(
         values, ax=axes, cmap=colours, vmin=limits[0], vmax=limits[1], annot=False if notes is None else notes, fmt="",
         annot_kws={"size": points, "linespacing": 1.15}, xticklabels=list(columns),
         yticklabels=False if rows is None else list(rows), linewidths=0.6 if long_side <= 40 else 0, linecolor=PAPER,
-        cbar=bar is not None, cbar_kws={"label": bar or "", "aspect": 28, "shrink": 0.9, "pad": 0.015} if bar else None,
+        cbar=bar is not None, cbar_kws=bar_options,
     )  # fmt: skip
-    turn: dict[str, Any] = {"rotation": 90} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    turn: dict[str, Any] = {"rotation": 0} if level else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticklabels(axes.get_xticklabels(), **turn)
     if rows is not None:
         axes.set_yticklabels(axes.get_yticklabels(), rotation=0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..analysis.similarity import Similarity
 
 SIGNIFICANT = 0.05
+_FARTHEST = 4.0  # log2: colours end at 16 times chance, so that one pair without overlap does not pale all others
 
 
 def neurons_by_layer(sets: Mapping[str, NeuronSet]) -> Figure:
@@ -46,9 +47,8 @@ def neurons_by_layer(sets: Mapping[str, NeuronSet]) -> Figure:
         axes = figure.subplots()
         heat(
             axes, shares, columns=columns, rows=rows, colours=sequential(), limits=(0.0, float(np.nanmax(shares, initial=1))),
-            notes=notes, points=cell.points, bar="share of the set (%)", upright=True,
+            notes=notes, points=cell.points, bar="share of the set (%)", level=True,
         )  # fmt: skip
-        axes.tick_params(axis="x", rotation=0)
         axes.set(xlabel=f"layer (an even spread would be {100 / depth:.1f} % in each)", ylabel="set (neurons)")
     return figure
 
@@ -103,7 +103,7 @@ def _beside(effects: Effects) -> tuple[np.ndarray, list[str]]:
 def overlap_matrix(overlap: Overlap) -> Figure:
     """Heat map [group, group]: overlap of two sets against chance.
 
-    The colour is log2(Jaccard / expected Jaccard of random sets of the same sizes per layer); the cells say the Jaccard
+    The colour is log2(Jaccard / expected Jaccard of two random sets of the same sizes); the cells say the Jaccard
     index and the ratio, with an asterisk where the corrected p is below 0.05. The diagonal holds the sizes.
     """
     jaccard, expected = _array(overlap.jaccard).astype(float), _array(overlap.expected).astype(float)
@@ -111,26 +111,30 @@ def overlap_matrix(overlap: Overlap) -> Figure:
     np.fill_diagonal(ratio, np.nan)
     with np.errstate(divide="ignore"):
         logs = np.log2(ratio)
-    limit = float(np.max(np.abs(logs), initial=1.0, where=np.isfinite(logs)))
+    limit = float(np.clip(np.max(np.abs(logs), initial=1.0, where=np.isfinite(logs)), 1.0, _FARTHEST))
     cell = cell_size(len(overlap.groups))
     starred = _array(overlap.p_corrected) < SIGNIFICANT
     notes = np.full(jaccard.shape, "", dtype=object)
     for place in np.ndindex(jaccard.shape):
         mark = "*" if starred[place] else ""
-        times = f"×{ratio[place]:.2g}{mark}" if np.isfinite(ratio[place]) else ""
+        times = f"×{_short(ratio[place])}{mark}" if np.isfinite(ratio[place]) else ""
         full = f"{jaccard[place]:.3f}\n{times}"
         notes[place] = {FULL: full, BARE: mark}.get(cell.detail, times) if place[0] != place[1] else ""
     with themed(overlap.groups):
         figure = new_figure(*frame(overlap.groups, overlap.groups, cell=cell))
         axes = figure.subplots()
-        # a pair with nothing in common has log2(0): it gets the palette's end
+        # a pair with nothing in common has log2(0): it gets the colour of the palette's lower end
         heat(
-            axes, np.where(np.isneginf(logs), -limit, logs), columns=overlap.groups, rows=overlap.groups, notes=notes,
-            points=cell.points, colours=diverging(), limits=(-limit, limit), bar="log2 (Jaccard / chance)",
+            axes, np.where(np.isneginf(logs), -_FARTHEST, logs), columns=overlap.groups, rows=overlap.groups, notes=notes,
+            points=cell.points, colours=diverging(), limits=(-limit, limit), bar="log2 (Jaccard / chance)", open_ended=True,
         )  # fmt: skip
         for place, size in enumerate(_array(overlap.sizes)) if cell.detail != BARE else ():
             axes.text(place + 0.5, place + 0.5, f"{int(size)}", ha="center", va="center", size=cell.points, style="italic")
     return figure
+
+
+def _short(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
 
 
 def similarity_by_layer(similarity: Similarity) -> Figure:
@@ -206,8 +210,8 @@ def _dots(
     axes.axvline(before, color=INK, linestyle="--", linewidth=1, label="before")
     for row, (value, (low, high)) in enumerate(zip(values, bounds, strict=True)):
         reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        label = "after, with 95 % interval" if row == 0 else None
-        axes.errorbar(value, row, xerr=reach, fmt="o", markersize=7, color=colours[row], capsize=3, label=label)
+        axes.errorbar(value, row, xerr=reach, fmt="o", markersize=7, color=colours[row], elinewidth=1.6, capsize=3.5)
+    axes.errorbar([], [], xerr=[], fmt="o", color=INK, elinewidth=1.6, capsize=3.5, label="after, with 95 % interval")
     axes.set_title(title)
     axes.set_xlabel("accuracy (%)")
     axes.set_xlim(-3, 103)
