@@ -50,9 +50,9 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str) -> 
         element.attrib = {_local(name): _own(value, name, prefix) for name, value in element.attrib.items()}
         if element.tag == "style":
             element.text = f"#{prefix} {(element.text or '').strip()}"
-    width = float(root.attrib["width"].removesuffix("pt"))
+    width = f"{float(root.attrib['width'].removesuffix('pt')) * 96 / 72:.0f}px"
     root.attrib = {
-        "id": prefix, "viewBox": root.attrib["viewBox"], "role": "img", "style": f"width: {width * 96 / 72:.0f}px",
+        "id": prefix, "viewBox": root.attrib["viewBox"], "role": "img", "style": f"width: {width}; min-width: min({width}, 36rem)",
         "aria-labelledby": f"{prefix}-title {prefix}-desc",
     }  # fmt: skip
     for place, (tag, text) in enumerate((("title", title), ("desc", description))):

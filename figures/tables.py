@@ -41,6 +41,10 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers."""
+        return any(row[column].is_number for row in self.rows)
+
 
 def text(value: object) -> Cell:
     """A cell of words."""
