@@ -56,13 +56,13 @@ def neurons_by_layer(sets: Mapping[str, NeuronSet]) -> Figure:
 def effect_matrix(effects: Effects) -> Figure:
     """Heat map [set, group]: change of accuracy in percentage points when a set is silenced, with its interval.
 
-    An asterisk marks changes that differ from those of the matched controls at a corrected p below 0.05. Beside it stand,
-    per set, the change on its own group, the mean over the others and the mean of the controls on its own group (where
-    sets and groups share no names: the means over all groups).
+    An asterisk marks changes that are worse than those by the matched controls at a corrected p below 0.05. Beside it
+    stand, per set, the change on its own group, the mean over the others and the mean of the controls on its own group
+    (where sets and groups share no names: the means over all groups).
     """
     change = 100 * _array(effects.effect)
     low, high = (100 * _array(bound) for bound in effects.interval())
-    starred = _array(effects.p_corrected) < SIGNIFICANT
+    starred = _array(effects.corrected(cells="all")[0]) < SIGNIFICANT
     cell = cell_size(max(change.shape))
     side, headings = _beside(effects)
     limit = float(np.nanmax(np.abs(change), initial=1.0))
@@ -91,13 +91,14 @@ def effect_matrix(effects: Effects) -> Figure:
 def _beside(effects: Effects) -> tuple[np.ndarray, list[str]]:
     """The columns beside the effect matrix [set, column], in percentage points, and their headings."""
     change, control = 100 * _array(effects.effect), 100 * _array(effects.control_effect)
-    own = [effects.groups.index(name) if name in effects.groups else None for name in effects.sets]
-    if any(place is None for place in own):
-        return np.stack([change.mean(axis=1), control.mean(axis=1)], axis=1), ["all groups", "all groups, controls"]
+    own = np.array([-1 if place is None else place for place in effects.own_group], dtype=int)
+    if (own < 0).any():
+        return np.stack([_mean(change.T), _mean(control.T)], axis=1), ["all groups", "all groups, controls"]
     rows = np.arange(len(own))
-    others = (change.sum(axis=1) - change[rows, own]) / max(1, change.shape[1] - 1)
-    others = others if change.shape[1] > 1 else np.full_like(others, np.nan)
-    return np.stack([change[rows, own], others, control[rows, own]], axis=1), ["own group", "other groups", "own, controls"]
+    others = change.copy()
+    others[rows, own] = np.nan
+    beside = np.stack([change[rows, own], _mean(others.T), control[rows, own]], axis=1)
+    return beside, ["own group", "other groups", "own, by controls"]
 
 
 def overlap_matrix(overlap: Overlap) -> Figure:
@@ -218,10 +219,10 @@ def _dots(
     axes.grid(True, axis="x", color=GRID, linewidth=0.6)
 
 
-def _mean(pairs: np.ndarray) -> np.ndarray:
-    """Mean over pairs [pair, layer]; NaN in layers where no pair has a value."""
-    known = np.isfinite(pairs)
-    total = np.where(known, pairs, 0.0).sum(axis=0)
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis, of what is known; NaN where nothing is."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
     return np.divide(total, known.sum(axis=0), out=np.full(total.shape, np.nan), where=known.any(axis=0))
 
 

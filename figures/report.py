@@ -43,7 +43,8 @@ def page(study: Study) -> str:
         fingerprint=study.subject.get("fingerprint") or "unknown",
         study_name=Path(study.path).name,
         sections=parts,
-        summary=[said for part in parts for said in part.words],
+        # the scores' table stands last, but what was scored is said first
+        summary=[said for part in sorted(parts, key=lambda part: part.key != "scores") for said in part.words],
         lacking=[part.title for part in parts if part.command],
         provenance=provenance(study),
         version=library_versions()["neuropolis"],

@@ -47,7 +47,7 @@ class Section:
 def sections(study: Study) -> list[Section]:
     """Every part of the page, in order of reading."""
     makers = {
-        "scores": scores, "set": sets, "effects": effects, "overlap": overlap, "similarity": similarity, "retention": retention,
+        "set": sets, "effects": effects, "overlap": overlap, "similarity": similarity, "retention": retention, "scores": scores,
     }  # fmt: skip
     return [maker(study) if study.has(kind) else missing(kind, study) for kind, maker in makers.items()]
 
@@ -90,6 +90,25 @@ def sets(study: Study) -> Section:
         "Each cell is the share of a set's neurons that lie in a layer, in per cent; in brackets the neurons of the set.",
     )  # fmt: skip
     return Section("set", TITLES["set"], (words.sets_words(study.sets),), (picture,), (tables.sets_table(study.sets),))
+
+
+def effects(study: Study) -> Section:
+    """Effects of silencing every set."""
+    found = study.effects
+    caption = (
+        "Change of accuracy in percentage points when a set is silenced, with its 95 % interval (bootstrap over items). "
+        "* marks changes that are worse than those by the matched controls (one-sided sign-flip test over items, Holm-corrected "
+        "over all cells, p < 0.05). Beside: the change on the set's own group, the mean over the other groups, and the mean "
+        "change by controls. Many groups leave room for less: the table below has every number."
+    )
+    picture = _picture(plots.effect_matrix(found), "effects", "Change of accuracy when a set is silenced", caption)
+    cells, notes = _capped(tables.effect_cells_table(found), "effects")
+    notes += (
+        "The tests generalise over items, given these controls and this selection. The smallest detectable drop is a guide to "
+        "what this many items could show: a set below it that shows nothing is no proof of absence.",
+    )
+    own = (tables.effects_table(found),) if any(place is not None for place in found.own_group) else ()
+    return Section("effects", TITLES["effects"], words.effects_words(found), (picture,), (*own, cells), notes)
 
 
 def overlap(study: Study) -> Section:

@@ -113,6 +113,26 @@ def top_neurons_table(scores: Scores, sets: Mapping[str, NeuronSet], *, count: i
     return Table("top-neurons", caption, columns, tuple(rows))
 
 
+def effects_table(effects: Effects) -> Table:
+    """What silencing every set does to its own group, to the others, and what its controls do."""
+    columns = (
+        "set", "neurons", "own group before (%)", "after (%)", "change (points)", "95 % interval", "others' change (points)",
+        "controls' change (points)", "p against others", "p against controls", "both below 0.05", "smallest detectable (points)",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            text(row["set"]), number(row["size"]), percent(row["base"]), percent(row["ablated"]), points(row["effect"]),
+            range_of(row["low"], row["high"]), points(row["others"] - row["others_base"]), points(row["controls"] - row["base"]),
+            p_value(row["p_others"]), p_value(row["p_controls"]), text("yes" if row["specific"] else "no"),
+            number(100 * row["smallest_detectable"], ".1f"),
+        )
+        for row in effects.summary()
+        if row["group"] is not None
+    )  # fmt: skip
+    caption = "Each set on its own group (p one-sided, Holm-corrected over the sets)"
+    return Table("effects", caption, columns, rows)
+
+
 def effect_cells_table(effects: Effects) -> Table:
     """Every cell of the effect matrix."""
     columns = (
@@ -120,7 +140,7 @@ def effect_cells_table(effects: Effects) -> Table:
         "change by controls (points)", "corrected p against controls",
     )  # fmt: skip
     low, high = effects.interval()
-    p = effects.p_corrected
+    p, _ = effects.corrected(cells="all")
     rows = tuple(
         (
             text(name), text(group), percent(effects.accuracy_base[g]), percent(effects.accuracy_ablated[s, g]),

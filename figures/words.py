@@ -41,6 +41,34 @@ def sets_words(sets: Mapping[str, NeuronSet]) -> str:
     return words + "."
 
 
+def effects_words(effects: Effects) -> tuple[str, ...]:
+    """For how many sets silencing hurts the own group more than the others and more than matched controls do."""
+    base = 100 * effects.accuracy_base[torch.isfinite(effects.accuracy_base)]
+    said = (
+        f"With nothing silenced, accuracy ({effects.metric}) is {base.mean():.1f} % on the mean of {_many(len(base), 'group')} "
+        f"({_span(base.tolist(), '.1f')} %)."
+    )
+    rows = [row for row in effects.summary() if row["group"] is not None]
+    controls = effects.controls.shape[1]
+    if not rows:
+        return said, "No set bears the name of a group, so there is no own group to compare with the others."
+    if not controls:
+        return said, "The study has no controls, so it cannot be said whether random neurons would do the same."
+    specific = [row["set"] for row in rows if row["specific"]]
+    change, others, random = (
+        points(torch.tensor([row[now] - row[was] for row in rows]).nanmean()).text
+        for now, was in (("ablated", "base"), ("others", "others_base"), ("controls", "base"))
+    )
+    found = (
+        f"Silencing (kind {effects.kind}) hurts the own group more than the mean of the others and more than the mean of "
+        f"{_many(controls, 'matched random set')} for {len(specific)} of {_many(len(rows), 'set')} (both corrected p < "
+        f"{SIGNIFICANT}). Mean change in percentage points: own group {change}, other groups {others}, own group by "
+        f"controls {random}."
+    )
+    left = [row["set"] for row in rows if not row["specific"]]
+    return (said, found, *((f"Not shown for {_listed(left)}.",) if left else ()))
+
+
 def overlap_words(overlap: Overlap) -> str:
     """How many pairs of sets share more, or fewer, neurons than chance."""
     first, second = torch.triu_indices(len(overlap.groups), len(overlap.groups), offset=1)

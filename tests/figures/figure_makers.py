@@ -120,3 +120,32 @@ def make_retention(groups: tuple[str, ...], new: str = "ναυς", seed: int = 0
         new, methods, every, groups, base, after, after - 0.06, (after + 0.05).clamp(max=1), torch.tensor([12_345, 12_345, 3_200_000]),
         {"seed": 0, "epochs": 3},
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FakeStudy:
+    """A study in memory: what the report asks of analysis's Study, with the parts that are given."""
+
+    parts: Mapping[str, Any]
+    subject: Mapping[str, str] = field(default_factory=lambda: {"name": "toy model", "fingerprint": SUBJECT})
+    versions: Mapping[str, str] = field(default_factory=lambda: {"neuropolis": "0.1.0", "torch": "2.13.0"})
+    path: str = "study.h5"
+
+    def has(self, kind: str) -> bool:
+        return kind in self.parts
+
+    def __getattr__(self, name: str) -> Any:
+        parts = object.__getattribute__(self, "parts")
+        kind = "set" if name == "sets" else name
+        if kind not in parts:
+            raise AttributeError(name)
+        return parts[kind]
+
+
+def make_study(groups: tuple[str, ...], *, without: tuple[str, ...] = (), new: str = "ναυς", **study: Any) -> FakeStudy:
+    """A study with every part but those named."""
+    parts = {
+        "scores": make_scores(groups), "set": make_sets(groups), "effects": make_effects(groups),
+        "overlap": make_overlap(groups), "similarity": make_similarity(groups), "retention": make_retention(groups, new),
+    }  # fmt: skip
+    return FakeStudy({kind: part for kind, part in parts.items() if kind not in without}, **study)
