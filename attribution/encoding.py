@@ -46,8 +46,8 @@ class Batch:
     keep: int | Tensor
 
     @property
-    def padded(self) -> bool:
-        return not bool(self.real.all())
+    def left_padded(self) -> bool:
+        return not bool(self.real[:, 0].all())
 
 
 def encode(subject: Subject, prompt: str | Messages, answer: str, *, name: str = "example") -> Encoded:
@@ -98,7 +98,7 @@ def encode_corpus(subject: Subject, corpus: Corpus) -> list[Encoded]:
 
 
 def batches(
-    encoded: Sequence[Encoded], *, max_tokens: int = 4096, padding_side: PaddingSide = "left", pad_id: int = 0
+    encoded: Sequence[Encoded], *, max_tokens: int = 4096, padding_side: PaddingSide = "right", pad_id: int = 0
 ) -> Iterator[Batch]:
     """Batches of similar lengths, longest first, of at most `max_tokens` tokens with padding (one example at least)."""
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].ids))
@@ -110,7 +110,7 @@ def batches(
 
 
 def collate(
-    encoded: Sequence[Encoded], rows: Sequence[int], *, padding_side: PaddingSide = "left", pad_id: int = 0
+    encoded: Sequence[Encoded], rows: Sequence[int], *, padding_side: PaddingSide = "right", pad_id: int = 0
 ) -> Batch:
     """One padded batch."""
     length = max(len(e.ids) for e in encoded) - 1
@@ -133,12 +133,13 @@ def collate(
 def forward(subject: Subject, batch: Batch) -> Float[Tensor, "batch kept vocabulary"]:
     """The logits that predict the answers, and no others where the model can leave the rest out.
 
-    Padding changes nothing: it is masked, and positions are counted from each example's first token.
+    Padding changes nothing. On the right (the default) it comes after every token that counts, where a causal model does
+    not look, so no mask is needed; on the left it is masked, and positions are counted from each example's first token.
     """
     device = subject.device
     arguments: dict[str, Any] = {"input_ids": batch.input_ids.to(device), "use_cache": False}
     accepted = _accepted(subject.model)
-    if batch.padded:
+    if batch.left_padded:
         arguments["attention_mask"] = batch.real.long().to(device)
         if "position_ids" in accepted:
             positions = (batch.real.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -159,7 +160,7 @@ def answer_log_probs(logits: Float[Tensor, "batch kept vocabulary"], targets: In
 
 
 def pad_id(subject: Subject) -> int:
-    """A token id to pad with; which one does not matter, since padding is masked."""
+    """A token id to pad with; which one does not matter, since nothing looks at padding."""
     return int(getattr(subject.tokenizer, "pad_token_id", None) or 0)
 
 

@@ -144,6 +144,12 @@ class Corpus:
                 )
         return replace(self, examples=examples)
 
+    def part(self, split: str | None, *, auto: str) -> Corpus:
+        """The examples of a split: None takes all; "auto" takes those tagged `auto` if any example has a split, else all."""
+        if split is None or (split == "auto" and not self.splits):
+            return self
+        return self.only(split=auto if split == "auto" else split)
+
     def by(self, tag: str) -> Corpus:
         """The same examples grouped by a tag (language, task, ...); the former group becomes the tag `group`."""
         for example in self.examples:

@@ -14,6 +14,8 @@ from torch import Tensor
 from .atlas import Record, record_type
 from .errors import SetError
 
+_TENSORS = ("values", "signed", "squares", "counts", "control_values", "control_signed")
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -21,7 +23,8 @@ class Scores:
 
     `values` [group, layer, neuron] is what selection ranks. `signed` keeps the sign: positive where the neuron helps the
     group (silencing it makes the objective worse). `squares` is the mean of the squared score of an example. `counts`
-    [group] says over how many examples. `origin` holds what made them: corpus hash, example ids, method, objective,
+    [group] says over how many examples. `control_values` and `control_signed` are the same over the control twins, where
+    those were scored. `origin` holds what made them: corpus hash, example ids, method, objective,
     reductions, dtype, versions, seed.
     """
 
@@ -35,6 +38,8 @@ class Scores:
     method: str = "taylor"
     objective: str = "loss"
     origin: Mapping[str, Any] = field(default_factory=dict)
+    control_values: Float[Tensor, "group layer neuron"] | None = None
+    control_signed: Float[Tensor, "group layer neuron"] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -76,7 +81,8 @@ class Scores:
 
     def to_record(self, name: str = "scores") -> Record:
         """The scores as a record of the atlas."""
-        arrays = {key: getattr(self, key).cpu().numpy() for key in ("values", "signed", "squares", "counts")}
+        tensors = {key: getattr(self, key) for key in _TENSORS}
+        arrays = {key: tensor.cpu().numpy() for key, tensor in tensors.items() if tensor is not None}
         meta = {
             "site": self.site, "subject": self.subject, "groups": list(self.groups), "method": self.method,
             "objective": self.objective, "origin": dict(self.origin),

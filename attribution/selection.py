@@ -1,0 +1,82 @@
+"""Selection: from scores to sets. Separate from scoring, so that one pass serves every selection."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..neurons.errors import SetError
+from ..neurons.scores import Scores
+from ..neurons.sets import NeuronSet
+
+ContrastName = Literal["others", "controls", "z"]
+CONTRASTS = ("others", "controls", "z")
+
+
+def select(
+    scores: Scores,
+    *,
+    top: float | int = 0.01,
+    scope: Literal["global", "layer"] = "global",
+    contrast: ContrastName | None = None,
+    by: Literal["values", "signed"] = "values",
+) -> dict[str, NeuronSet]:
+    """The neurons that each group depends on most.
+
+    `top` is a share of the site's neurons (a float below 1) or a number of neurons; `scope` takes it over all layers
+    together or in each layer. What is ranked is `by` (absolute or signed scores), after the contrast:
+
+    - None: the scores themselves (Leng & Xiong's top k %).
+    - `others`: score minus the mean score of the other groups.
+    - `z`: that difference divided by the standard deviation over all groups (CULNIG 8.3, as a ranking).
+    - `controls`: score minus the score on the control twins (CULNIG 8.2); needs `attribute(..., controls=True)`.
+
+    Ties fall to the lower layer, then the lower index. Raises SetError when `top` is not in range, or when the contrast
+    needs what the scores lack.
+    """
+    ranked = contrasted(scores, contrast, by)
+    layers, width = scores.num_layers, scores.width
+    count = _count(top, layers * width if scope == "global" else width)
+    sets = {}
+    for row, group in enumerate(scores.groups):
+        flat = ranked[row].reshape(1, -1) if scope == "global" else ranked[row]
+        chosen = flat.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).reshape(layers, width)
+        origin = {
+            "made": "select", "group": group, "top": top, "scope": scope, "contrast": contrast, "by": by,
+            "method": scores.method, "objective": scores.objective, "corpus_hash": scores.origin.get("corpus_hash"),
+        }  # fmt: skip
+        sets[group] = NeuronSet(scores.site, scores.subject, mask, origin)
+    return sets
+
+
+def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Float[Tensor, "group layer neuron"]:
+    """The tensor that a selection ranks."""
+    if by not in ("values", "signed"):
+        raise SetError(f"cannot rank by {by!r}; rank by 'values' or 'signed'")
+    own = scores.values if by == "values" else scores.signed
+    if contrast is None:
+        return own
+    if contrast == "controls":
+        twin = scores.control_values if by == "values" else scores.control_signed
+        if twin is None:
+            raise SetError("these scores have no controls; score them with attribute(..., controls=True) (locate --controls)")
+        return own - twin
+    if contrast not in CONTRASTS:
+        raise SetError(f"unknown contrast {contrast!r}; contrasts are None, {', '.join(CONTRASTS)}")
+    if len(scores.groups) < 2:
+        raise SetError(f"contrast {contrast!r} needs at least two groups, the scores have {scores.groups[0]!r} alone")
+    others = (own.sum(dim=0, keepdim=True) - own) / (len(scores.groups) - 1)
+    if contrast == "others":
+        return own - others
+    spread = own.std(dim=0, unbiased=False, keepdim=True)
+    return torch.where(spread > 0, (own - others) / spread, torch.zeros_like(own))
+
+
+def _count(top: float | int, neurons: int) -> int:
+    if isinstance(top, bool) or not (0 < top < 1 or (isinstance(top, int) and 1 <= top <= neurons)):
+        raise SetError(f"top is {top!r}; expected a share between 0 and 1, or a whole number from 1 to {neurons}")
+    return max(1, round(top * neurons)) if top < 1 else int(top)
