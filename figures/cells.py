@@ -29,7 +29,7 @@ class CellSize:
 def cell_size(count: int) -> CellSize:
     """The size of the cells of a matrix whose longer side has this many."""
     if count <= 16:
-        return CellSize(FULL, 0.95, 0.46, 7.5)
+        return CellSize(FULL, 0.82, 0.44, 7.5)
     if count <= 40:
         return CellSize(SHORT, 0.44, 0.28, 6.5)
     return CellSize(BARE, 0.2, 0.2, 6.5)
@@ -76,7 +76,7 @@ def frame(rows: Sequence[str], columns: Sequence[str], *, cell: CellSize, extra:
     """(width, height) in inches of a figure with one such matrix, its names and a colour bar; `extra` widens it."""
     width = 1.5 + text_inches(rows) + cell.width * len(columns) + extra
     height = 1.1 + 0.75 * text_inches(columns) + cell.height * len(rows)
-    return max(width, 4.5), max(height, 2.4)
+    return max(width, 4.5), max(height, 2.8)
 
 
 def signed(value: float, *, digits: int = 1) -> str:

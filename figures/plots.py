@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..analysis.similarity import Similarity
 
 SIGNIFICANT = 0.05
+CELLS = "benjamini_hochberg"  # of a whole matrix: Holm over hundreds of cells lies beyond what permutations can resolve
 _FARTHEST = 4.0  # log2: colours end at 16 times chance, so that one pair without overlap does not pale all others
 
 
@@ -62,7 +63,7 @@ def effect_matrix(effects: Effects) -> Figure:
     """
     change = 100 * _array(effects.effect)
     low, high = (100 * _array(bound) for bound in effects.interval())
-    starred = _array(effects.corrected(cells="all")[0]) < SIGNIFICANT
+    starred = _array(effects.corrected(cells="all", correction=CELLS)[0]) < SIGNIFICANT
     cell = cell_size(max(change.shape))
     side, headings = _beside(effects)
     limit = float(np.nanmax(np.abs(change), initial=1.0))
@@ -70,10 +71,10 @@ def effect_matrix(effects: Effects) -> Figure:
     for place in np.ndindex(change.shape):
         value = signed(change[place]) if cell.detail == FULL else signed(change[place], digits=0)
         mark = "*" if starred[place] else ""
-        interval = f"\n{signed(low[place])} to {signed(high[place])}" if cell.detail == FULL else ""
+        interval = f"\n{signed(low[place], digits=0)} to {signed(high[place], digits=0)}" if cell.detail == FULL else ""
         notes[place] = mark if cell.detail == BARE else f"{value}{mark}{interval}"
     with themed([*effects.sets, *effects.groups]):
-        wide = CellSize(FULL, 0.7, cell.height, 7.5)
+        wide = CellSize(FULL, 0.62, cell.height, 7.5)
         width, height = frame(effects.sets, [*effects.groups, headings[-1]], cell=cell, extra=3 * wide.width + 0.4)
         figure = new_figure(width, height)
         main, beside = figure.subplots(1, 2, width_ratios=[cell.width * change.shape[1], wide.width * len(headings)])
@@ -82,7 +83,7 @@ def effect_matrix(effects: Effects) -> Figure:
         side_notes = np.array([[signed(v) for v in row] for row in side], dtype=object)
         heat(
             beside, side, columns=headings, rows=None, notes=None if cell.detail == BARE else side_notes, points=wide.points,
-            bar="change of accuracy (percentage points)", **colours,
+            bar="change of accuracy (points)", **colours,
         )  # fmt: skip
         main.set(xlabel="questions of group", ylabel="set silenced")
     return figure

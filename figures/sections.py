@@ -97,8 +97,8 @@ def effects(study: Study) -> Section:
     found = study.effects
     caption = (
         "Change of accuracy in percentage points when a set is silenced, with its 95 % interval (bootstrap over items). "
-        "* marks changes that are worse than those by the matched controls (one-sided sign-flip test over items, Holm-corrected "
-        "over all cells, p < 0.05). Beside: the change on the set's own group, the mean over the other groups, and the mean "
+        "* marks changes that are worse than those by the matched controls (one-sided sign-flip test over items, p < 0.05 "
+        "after Benjamini-Hochberg over all cells). Beside: the change on the set's own group, the mean over the other groups, and the mean "
         "change by controls. Many groups leave room for less: the table below has every number."
     )
     picture = _picture(plots.effect_matrix(found), "effects", "Change of accuracy when a set is silenced", caption)

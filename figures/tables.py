@@ -12,6 +12,7 @@ import torch
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from .cells import signed
+from .plots import CELLS
 
 if TYPE_CHECKING:
     from ..analysis.effects import Effects
@@ -137,10 +138,10 @@ def effect_cells_table(effects: Effects) -> Table:
     """Every cell of the effect matrix."""
     columns = (
         "set silenced", "questions of", "accuracy before (%)", "accuracy after (%)", "change (points)", "95 % interval",
-        "change by controls (points)", "corrected p against controls",
+        "change by controls (points)", "p against controls",
     )  # fmt: skip
     low, high = effects.interval()
-    p, _ = effects.corrected(cells="all")
+    p, _ = effects.corrected(cells="all", correction=CELLS)
     rows = tuple(
         (
             text(name), text(group), percent(effects.accuracy_base[g]), percent(effects.accuracy_ablated[s, g]),
@@ -149,7 +150,7 @@ def effect_cells_table(effects: Effects) -> Table:
         for s, name in enumerate(effects.sets)
         for g, group in enumerate(effects.groups)
     )  # fmt: skip
-    return Table("effect-cells", "Every set on every group", columns, rows)
+    return Table("effect-cells", "Every set on every group (p one-sided, Benjamini-Hochberg over all cells)", columns, rows)
 
 
 def overlap_table(overlap: Overlap) -> Table:
