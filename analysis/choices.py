@@ -1,7 +1,8 @@
 """Choice questions: the loss of every choice, and whether the right one has the lowest.
 
-The choices of one question share their prompt, so the prompt runs once with a key-value cache and the choices' tokens run
-on top of it. That is exact for decoders with a cache; each subject proves it on a few of its questions before it is used.
+The choices of one question share their prompt, so the prompt runs once with a key-value cache and the choices' tokens
+run on top of it. That is exact for decoders with a cache; each subject proves it on a few of its questions before it is
+used.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ TIE = 1e-5  # losses closer than this (relative, at least absolute) are equal: r
 class _Part:
     """Prompts of some questions, padded on the left, and what their choices add, padded on the right.
 
-    Pair i is a choice: it belongs to prompt `owner[i]` and to cell `cell[i]` of the flat [example, choice] table. `first`
-    is its first token after the shared prefix, IGNORED where that token is not the answer's. `tail_pair` says which pairs
-    have further tokens: they are predicted from `tail_ids`, and scored against `tail_targets`.
+    Pair i is a choice: it belongs to prompt `owner[i]` and to cell `cell[i]` of the flat [example, choice] table.
+    `first` is its first token after the shared prefix, IGNORED where that token is not the answer's. `tail_pair` says
+    which pairs have further tokens: they are predicted from `tail_ids`, and scored against `tail_targets`.
     """
 
     prompt: Int[Tensor, "prompt token"]
@@ -100,10 +101,10 @@ def encode_choices(
 def choice_losses(
     subject: Subject, corpus: Corpus | EncodedChoices, *, max_tokens: int = 4096, normalise: bool = False
 ) -> Float[Tensor, "example choice"]:
-    """Negative log-likelihood of every choice after its prompt: the sum over its tokens, or with `normalise` their mean.
+    """Negative log-likelihood of every choice after its prompt: the sum over its tokens, with `normalise` their mean.
 
-    NaN where an example has fewer choices than others. An active intervention holds at every position. Give the result of
-    `encode_choices` instead of a corpus to score the same questions many times.
+    NaN where an example has fewer choices than others. An active intervention holds at every position. Give the result
+    of `encode_choices` instead of a corpus to score the same questions many times.
 
     Raises SubjectError that names the example when a loss is not finite.
     """
@@ -113,8 +114,8 @@ def choice_losses(
     if not bool(losses[there].isfinite().all()):
         row, column = (there & ~losses.isfinite()).nonzero()[0].tolist()
         raise SubjectError(
-            f"example {plan.ids[row]!r}: the loss of choice {column} is {losses[row, column].item()}; expected a finite "
-            f"number. Is {subject.name} damaged, or does {subject.dtype} overflow? Try dtype=torch.float32"
+            f"example {plan.ids[row]!r}: the loss of choice {column} is {losses[row, column].item()}; expected a "
+            f"finite number. Is {subject.name} damaged, or does {subject.dtype} overflow? Try dtype=torch.float32"
         )
     losses = losses / plan.lengths.clamp(min=1) if normalise else losses
     return losses.masked_fill(~there, torch.nan)
@@ -137,7 +138,8 @@ def _planned(subject: Subject, corpus: Corpus | EncodedChoices, max_tokens: int)
         return encode_choices(subject, corpus, max_tokens=max_tokens)
     if corpus.subject != subject.fingerprint:
         raise SubjectError(
-            f"the choices were encoded for subject {corpus.subject}, {subject.name!r} is {subject.fingerprint}; encode again"
+            f"the choices were encoded for subject {corpus.subject}, {subject.name!r} is {subject.fingerprint}; "
+            "encode again"
         )
     return corpus
 
@@ -201,12 +203,21 @@ def _part(
     tail_ids = torch.zeros((len(tails), length), dtype=torch.long)
     targets = torch.full((len(tails), length), IGNORED)
     for place, (_, tokens, skipped) in enumerate(tails):
-        tail_ids[place] = tokens[-1]  # what stands behind the tail disturbs nothing; a padding token would raise a warning
+        tail_ids[place] = tokens[
+            -1
+        ]  # what stands behind the tail disturbs nothing; a padding token would raise a warning
         tail_ids[place, : len(tokens) - 1] = torch.tensor(tokens[:-1])
         first = max(skipped, 1)
         targets[place, first - 1 : len(tokens) - 1] = torch.tensor(tokens[first:])
     columns = [torch.tensor(column) for column in zip(*pairs, strict=True)]
-    tensors = (prompt, real, *columns, torch.tensor([pair for pair, _, _ in tails], dtype=torch.long), tail_ids, targets)
+    tensors = (
+        prompt,
+        real,
+        *columns,
+        torch.tensor([pair for pair, _, _ in tails], dtype=torch.long),
+        tail_ids,
+        targets,
+    )
     return _Part(*(tensor.to(subject.device) for tensor in tensors))
 
 

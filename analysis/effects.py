@@ -1,8 +1,9 @@
 """Effects: how accuracy on every group changes when a set is ablated, next to matched random sets.
 
-Two questions are asked of a set that carries a group's name (its own group). Does it hurt that group more than random sets
-of the same size in the same layers do? Does it hurt that group more than the other groups? Only a set of which both hold
-after correction is called specific: an intersection-union test, which needs no further correction for asking twice.
+Two questions are asked of a set that carries a group's name (its own group). Does it hurt that group more than random
+sets of the same size in the same layers do? Does it hurt that group more than the other groups? Only a set of which
+both hold after correction is called specific: an intersection-union test, which needs no further correction for asking
+twice.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ _CORRECTIONS = {"holm": holm, "benjamini_hochberg": benjamini_hochberg}
 class Effects:
     """Right or wrong, question by question, with nothing ablated, with each set and with each of its controls ablated.
 
-    `group_index` and `item_index` [question] say to which of `groups` a question belongs and what it is about (questions
-    of one item are not independent). `base` [question], `ablated` [set, question] and `controls` [set, control, question]
-    are true where the question was answered right. `sizes` [set] is the number of neurons of a set. `origin` holds what
-    made them: corpus, split, seed, versions, digests of the sets.
+    `group_index` and `item_index` [question] say to which of `groups` a question belongs and what it is about
+    (questions of one item are not independent). `base` [question], `ablated` [set, question] and `controls` [set,
+    control, question] are true where the question was answered right. `sizes` [set] is the number of neurons of a set.
+    `origin` holds what made them: corpus, split, seed, versions, digests of the sets.
     """
 
     site: str
@@ -67,7 +68,8 @@ class Effects:
         object.__setattr__(self, "origin", MappingProxyType(dict(self.origin)))
         S, Q = len(self.sets), len(self.group_index)
         shapes = {
-            "item_index": (Q,), "base": (Q,), "ablated": (S, Q), "controls": (S, self.controls.shape[1], Q), "sizes": (S,),
+            "item_index": (Q,), "base": (Q,), "ablated": (S, Q), "controls": (S, self.controls.shape[1], Q),
+            "sizes": (S,),
         }  # fmt: skip
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
@@ -108,7 +110,9 @@ class Effects:
         member = torch.nn.functional.one_hot(self.group_index.long(), len(self.groups)).double()
         return (values.double() @ member) / member.sum(dim=0)
 
-    def interval(self, level: float = 0.95, seed: int = 0) -> tuple[Float[Tensor, "set group"], Float[Tensor, "set group"]]:
+    def interval(
+        self, level: float = 0.95, seed: int = 0
+    ) -> tuple[Float[Tensor, "set group"], Float[Tensor, "set group"]]:
         """(low, high) of `effect`: a percentile bootstrap over a group's items, not over its rows."""
         change = self.ablated.double() - self.base.double()
         ends = [bootstrap(*self._clusters(change, g), level=level, seed=seed) for g in range(len(self.groups))]
@@ -186,7 +190,10 @@ class Effects:
         """
         low, high = (self._own(end) for end in self.interval(seed=seed))
         p_controls, p_others = self.corrected(correction=correction)
-        others, others_base = self._others(self.accuracy_ablated), self._others(self.accuracy_base.expand_as(self.effect))
+        others, others_base = (
+            self._others(self.accuracy_ablated),
+            self._others(self.accuracy_base.expand_as(self.effect)),
+        )
         columns = {
             "base": self._own(self.accuracy_base.expand_as(self.effect)), "ablated": self._own(self.accuracy_ablated),
             "controls": self._own(self.accuracy_controls.mean(dim=1)), "others": others, "others_base": others_base,
@@ -196,7 +203,11 @@ class Effects:
         rows = []
         for s, name in enumerate(self.sets):
             own = self.own_group[s]
-            row: dict[str, Any] = {"set": name, "group": None if own is None else self.groups[own], "size": int(self.sizes[s])}
+            row: dict[str, Any] = {
+                "set": name,
+                "group": None if own is None else self.groups[own],
+                "size": int(self.sizes[s]),
+            }
             row |= {key: float(column[s]) for key, column in columns.items()}
             row["specific"] = bool(p_controls[s] < LEVEL and p_others[s] < LEVEL)
             rows.append(row)
