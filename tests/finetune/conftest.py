@@ -1,0 +1,85 @@
+"""Tiny random models of several families with a word-level tokenizer, and a corpus that they can learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from neuropolis.corpora.examples import Corpus, Example
+from neuropolis.neurons.sets import NeuronSet
+from neuropolis.neurons.subject import Subject, load_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+WORDS = [
+    "capital",
+    "food",
+    "of",
+    "is",
+    "red",
+    "blue",
+    "green",
+    "rice",
+    "bread",
+    "tea",
+    "aland",
+    "borland",
+    "cetus",
+    "dor",
+]
+_SMALL = {"vocab_size": 20, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+_SHAPE = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "llama": lambda: transformers.LlamaConfig(**_SMALL, **_SHAPE, num_key_value_heads=1, mlp_bias=True),
+    "qwen2": lambda: transformers.Qwen2Config(**_SMALL, **_SHAPE, num_key_value_heads=1),
+    "gpt2": lambda: transformers.GPT2Config(**_SMALL, n_embd=16, n_inner=24, n_layer=2, n_head=2, n_positions=32),
+    "phi3": lambda: transformers.Phi3Config(**_SMALL, **_SHAPE, num_key_value_heads=1),
+    "neox": lambda: transformers.GPTNeoXConfig(**_SMALL, **_SHAPE),
+}
+FAMILIES = tuple(CONFIGS)
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "<end>", "<unk>", *WORDS])}
+    rules = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    rules.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=rules, pad_token="<pad>", unk_token="<unk>")
+
+
+def build(family: str, dtype: torch.dtype = torch.float32) -> Subject:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # zero at the start, which would hide a bias that is left out
+                torch.nn.init.normal_(parameter, std=0.1)
+    return load_model((model.to(dtype), tokenizer()))
+
+
+def some(subject: Subject, site: str = "mlp") -> NeuronSet:
+    """Seven neurons in two layers, or three in one layer where a site is narrow."""
+    return NeuronSet.from_indices(subject, site=site, indices={0: [5, 1], 1: [0, 2, 3, 6, 7]})
+
+
+def state(subject: Subject) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    pairs = ((one[name].reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8)) for name in one)
+    return set(one) == set(other) and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    rows = [
+        Example(f"{g}-{k}-{split}", g, f"{k} of {g} is", f" {answer}", (f" {answer}", " tea"), 0, tags={"split": split, "item": k})
+        for g, answers in {"aland": ["red", "rice"], "borland": ["blue", "bread"], "dor": ["green", "rice bread"]}.items()
+        for k, answer in zip(["capital", "food"], answers, strict=True)
+        for split in ("train", "test")
+    ]  # fmt: skip
+    return Corpus(tuple(rows), "tiny")
