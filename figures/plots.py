@@ -105,7 +105,7 @@ def _beside(effects: Effects) -> tuple[np.ndarray, list[str]]:
 def overlap_matrix(overlap: Overlap) -> Figure:
     """Heat map [group, group]: overlap of two sets against chance.
 
-    The colour is log2(Jaccard / expected Jaccard of two random sets of the same sizes); the cells say the Jaccard
+    The colour is log2(Jaccard / expected Jaccard of random sets of the same sizes); the cells say the Jaccard
     index and the ratio, with an asterisk where the corrected p is below 0.05. The diagonal holds the sizes.
     """
     jaccard, expected = _array(overlap.jaccard).astype(float), _array(overlap.expected).astype(float)

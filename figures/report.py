@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..neurons.atlas import library_versions
 from .saving import write_whole
-from .sections import TITLES, sections
+from .sections import TITLES, labelled, sections
+from .style import letters_left_to_the_reader
 
 if TYPE_CHECKING:
     from ..analysis.study import Study
 
+_SAID = ("site", "method", "objective", "kind", "metric")
 Facts = tuple[tuple[str, str], ...]
 
 
@@ -37,17 +38,17 @@ def report(study: Study | str | Path, out: str | Path = "report.html") -> Path:
 def page(study: Study) -> str:
     """The page as HTML text."""
     environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
-    parts = sections(study)
+    with letters_left_to_the_reader():
+        parts = sections(study)
     return environment.get_template("report.html").render(
         subject_name=study.subject.get("name") or "an unnamed subject",
         fingerprint=study.subject.get("fingerprint") or "unknown",
         study_name=Path(study.path).name,
         sections=parts,
         # the scores' table stands last, but what was scored is said first
-        summary=[said for part in sorted(parts, key=lambda part: part.key != "scores") for said in part.words],
+        summary=[said for part in sorted(parts, key=lambda part: not part.key.startswith("scores")) for said in part.words],
         lacking=[part.title for part in parts if part.command],
         provenance=provenance(study),
-        version=library_versions()["neuropolis"],
     )
 
 
@@ -57,11 +58,11 @@ def provenance(study: Study) -> list[tuple[str, Facts]]:
         ("Subject", _facts(study.subject)),
         ("Versions that wrote the study", _facts(study.versions)),
     ]
-    for kind in ("scores", "effects", "overlap", "similarity", "retention"):
-        if study.has(kind):
-            artefact = getattr(study, kind)
-            plain = {key: getattr(artefact, key) for key in ("site", "method", "objective", "kind", "metric") if hasattr(artefact, key)}
-            found.append((TITLES[kind], _facts(plain | dict(artefact.origin))))
+    for kind in TITLES:
+        for label, artefact in labelled(study, kind) if kind != "set" and study.has(kind) else ():
+            said = {key: getattr(artefact, key) for key in _SAID if hasattr(artefact, key)}
+            title = f"{TITLES[kind]} ({label})" if label else TITLES[kind]
+            found.append((title, _facts(said | dict(artefact.origin))))
     for origin, names in _by_origin(study).items():
         found.append((f"Sets: {', '.join(names)}", _facts(json.loads(origin))))
     return found

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from ..neurons.scores import Scores
+from ..neurons.sets import NeuronSet
 from . import plots, tables, words
 from .saving import inline_svg
 from .tables import Table
 
 if TYPE_CHECKING:
+    from ..analysis.effects import Effects
+    from ..analysis.overlap import Overlap
+    from ..analysis.similarity import Similarity
     from ..analysis.study import Study
 
 _MOST_ROWS = 2500  # of one table; a browser sorts as many without a pause
@@ -33,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. `command` makes what the study lacks; then there is nothing else."""
+    """A part of the page, about one artefact. `command` makes what the study lacks; then there is nothing else."""
 
     key: str
     title: str
@@ -44,112 +48,145 @@ class Section:
     command: str = ""
 
 
-def sections(study: Study) -> list[Section]:
-    """Every part of the page, in order of reading."""
-    makers = {
-        "set": sets, "effects": effects, "overlap": overlap, "similarity": similarity, "retention": retention, "scores": scores,
-    }  # fmt: skip
-    return [maker(study) if study.has(kind) else missing(kind, study) for kind, maker in makers.items()]
-
-
 TITLES = {
-    "scores": "Neurons with the highest scores", "set": "Sets of neurons", "effects": "Effects of silencing",
-    "overlap": "Overlap against chance", "similarity": "Similarity of parameters", "retention": "Tuning: learned and forgotten",
+    "set": "Sets of neurons", "effects": "Effects of silencing", "overlap": "Overlap against chance",
+    "similarity": "Similarity of parameters", "retention": "Tuning: learned and forgotten",
+    "scores": "Neurons with the highest scores",
 }  # fmt: skip
-_COMMANDS = {
-    "scores": "neuropolis locate {model} --data FILE.jsonl --out {study}",
-    "set": "neuropolis select {study} --top 1%",
-    "effects": "neuropolis ablate {model} --data FILE.jsonl --study {study} --controls 20",
-    "overlap": "neuropolis compare {study}",
-    "similarity": "neuropolis compare {study}",
-    "retention": "neuropolis tune {model} --data FILE.jsonl --study {study} --group GROUP --out FOLDER",
+_ARGUMENTS = {
+    "scores": "{model} --data FILE.jsonl --out {study}",
+    "set": "{study} --top 1%",
+    "effects": "{model} --data FILE.jsonl --study {study} --controls 20",
+    "overlap": "{study}",
+    "similarity": "{study}",
+    "retention": "{model} --data FILE.jsonl --study {study} --group GROUP",
 }
+
+
+def sections(study: Study) -> list[Section]:
+    """Every part of the page, in order of reading: one for each artefact, or one that says what makes it."""
+    makers = {"effects": effects, "overlap": overlap, "similarity": similarity, "retention": retention}
+    found: list[Section] = []
+    for kind in TITLES:
+        if not study.has(kind):
+            found.append(missing(kind, study))
+        elif kind == "set":
+            found.append(sets(study.sets))
+        elif kind == "scores":
+            chosen = study.sets if study.has("set") else {}
+            found += [scores(artefact, label, chosen) for label, artefact in labelled(study, kind)]
+        else:
+            found += [makers[kind](artefact, label) for label, artefact in labelled(study, kind)]
+    return found
+
+
+def labelled(study: Study, kind: str) -> Iterator[tuple[str, Any]]:
+    """Every artefact of a kind, with its name where the name says something that the kind does not."""
+    if kind == "retention":
+        from ..finetune import retention as _  # noqa: F401  its import is what teaches the atlas to read the kind
+    names = study.names(kind)
+    return (("" if name == kind else name, study.get(kind, name)) for name in names)
 
 
 def missing(kind: str, study: Study) -> Section:
     """The part that says what makes it."""
+    from ..analysis.study import MADE_BY
+
     model = shlex.quote(str(study.subject.get("name") or "MODEL"))
-    return Section(kind, TITLES[kind], command=_COMMANDS[kind].format(model=model, study=shlex.quote(str(study.path))))
+    arguments = _ARGUMENTS[kind].format(model=model, study=shlex.quote(str(study.path)))
+    return Section(kind, TITLES[kind], command=f"{MADE_BY[kind]} {arguments}")
 
 
-def scores(study: Study) -> Section:
+def sets(found: Mapping[str, NeuronSet]) -> Section:
+    """The sets by layer."""
+    caption = "Each cell is the share of a set's neurons that lie in a layer, in per cent; in brackets the neurons of the set."
+    picture = _picture(plots.neurons_by_layer(found), "set", "Where the neurons of each set lie, by layer", caption)
+    return Section("set", TITLES["set"], (words.sets_words(found),), (picture,), (tables.sets_table(found),))
+
+
+def effects(found: Effects, label: str = "") -> Section:
+    """Effects of silencing every set."""
+    key, title = _named("effects", label)
+    caption = (
+        "Change of accuracy in percentage points when a set is silenced, with its 95 % interval (bootstrap over items). "
+        "* marks changes that are worse than those by the matched controls (one-sided sign-flip test over items, p < 0.05 "
+        "after Benjamini-Hochberg over all cells). Beside: the change on the set's own group, the mean over the other "
+        "groups, and the mean change by controls. Many groups leave room for less: the table below has every number."
+    )
+    picture = _picture(plots.effect_matrix(found), key, "Change of accuracy when a set is silenced", caption)
+    cells, notes = _capped(tables.effect_cells_table(found), "effects")
+    notes += (
+        "The tests generalise over items, given these controls and this selection. The smallest detectable drop is a guide "
+        "to what so many items can show: a smaller one that was not found is not thereby absent.",
+    )
+    own = (tables.effects_table(found),) if any(place is not None for place in found.own_group) else ()
+    shown = _keyed(key, *own, cells)
+    return Section(key, title, words.effects_words(found), (picture,), shown, notes)
+
+
+def overlap(found: Overlap, label: str = "") -> Section:
+    """Overlap of every pair against chance."""
+    key, title = _named("overlap", label)
+    caption = (
+        "Colour: log2 of the Jaccard index over its mean by chance. In the cells the Jaccard index and how many times chance "
+        "it is; * marks corrected p < 0.05; on the diagonal the neurons of the set. Many groups leave room for less: the "
+        "table below has every number."
+    )
+    picture = _picture(plots.overlap_matrix(found), key, "Overlap of sets against chance", caption)
+    table, notes = _capped(tables.overlap_table(found), "overlap")
+    null = found.origin.get("null")
+    if null:
+        notes += (f"By chance: two sets drawn independently at random, {null}.",)
+    return Section(key, title, (words.overlap_words(found),), (picture,), _keyed(key, table), notes)
+
+
+def similarity(found: Similarity, label: str = "") -> Section:
+    """Parameter similarity by layer."""
+    key, title = _named("similarity", label)
+    if len(found.groups) < 2:
+        return Section(key, title, ("There is one set only, and nothing to compare its parameters with.",))
+    caption = (
+        "Lines: mean over pairs of sets of the cosine of their mean parameter vectors; bands: the middle 90 % of the pairs. "
+        "Grey: random sets with the same counts by layer, mean and mean 95 % interval. Shared neurons raise a cosine by "
+        "themselves."
+    )
+    name = "Similarity of the parameters of two sets, by layer"
+    picture = _picture(plots.similarity_by_layer(found), key, name, caption)
+    return Section(key, title, (words.similarity_words(found),), (picture,))
+
+
+def retention(found: Any, label: str = "") -> Section:
+    """What tuning learned and forgot."""
+    key, title = _named("retention", label)
+    caption = (
+        "Dashed: before tuning. Large dots with 95 % intervals: after; the interval of a mean over groups combines theirs as "
+        "independent. Small dots: the trained groups one by one."
+    )
+    picture = _picture(plots.forgetting(found), key, "Accuracy before and after tuning, by method", caption)
+    table, notes = _capped(tables.retention_table(found), "retention")
+    return Section(key, title, tuple(words.retention_words(found)), (picture,), _keyed(key, table), notes)
+
+
+def scores(found: Scores, label: str, sets: Mapping[str, NeuronSet]) -> Section:
     """The top neurons of each group."""
-    sets = study.sets if study.has("set") else {}
+    key, title = _named("scores", label)
     notes = (
         "Scores of different groups have different scales; compare ranks, or sets. A high score says that the first-order "
         "estimate of silencing the neuron is large, not that silencing it alone would change an answer.",
     )
-    table = tables.top_neurons_table(study.scores, sets)
-    return Section("scores", TITLES["scores"], (words.scores_words(study.scores),), tables=(table,), notes=notes)
+    table = tables.top_neurons_table(found, sets)
+    return Section(key, title, (words.scores_words(found),), tables=_keyed(key, table), notes=notes)
 
 
-def sets(study: Study) -> Section:
-    """The sets by layer."""
-    picture = _picture(
-        plots.neurons_by_layer(study.sets), "set", "Where the neurons of each set lie, by layer",
-        "Each cell is the share of a set's neurons that lie in a layer, in per cent; in brackets the neurons of the set.",
-    )  # fmt: skip
-    return Section("set", TITLES["set"], (words.sets_words(study.sets),), (picture,), (tables.sets_table(study.sets),))
+def _named(kind: str, label: str) -> tuple[str, str]:
+    """Key and title of the part about the artefact of this name; the key is fit for an id."""
+    if not label:
+        return kind, TITLES[kind]
+    return f"{kind}-{label.encode().hex()}", f"{TITLES[kind]} ({label})"
 
 
-def effects(study: Study) -> Section:
-    """Effects of silencing every set."""
-    found = study.effects
-    caption = (
-        "Change of accuracy in percentage points when a set is silenced, with its 95 % interval (bootstrap over items). "
-        "* marks changes that are worse than those by the matched controls (one-sided sign-flip test over items, p < 0.05 "
-        "after Benjamini-Hochberg over all cells). Beside: the change on the set's own group, the mean over the other groups, and the mean "
-        "change by controls. Many groups leave room for less: the table below has every number."
-    )
-    picture = _picture(plots.effect_matrix(found), "effects", "Change of accuracy when a set is silenced", caption)
-    cells, notes = _capped(tables.effect_cells_table(found), "effects")
-    notes += (
-        "The tests generalise over items, given these controls and this selection. The smallest detectable drop is a guide to "
-        "what this many items could show: a set below it that shows nothing is no proof of absence.",
-    )
-    own = (tables.effects_table(found),) if any(place is not None for place in found.own_group) else ()
-    return Section("effects", TITLES["effects"], words.effects_words(found), (picture,), (*own, cells), notes)
-
-
-def overlap(study: Study) -> Section:
-    """Overlap of every pair against chance."""
-    found = study.overlap
-    caption = (
-        "Colour: log2 of the Jaccard index over its mean for two random sets of the same sizes. In the cells the Jaccard index "
-        "and how many times chance it is; * marks corrected p < 0.05; on the diagonal the neurons of the set. Many groups leave "
-        "room for less: the table below has every number."
-    )
-    picture = _picture(plots.overlap_matrix(found), "overlap", "Overlap of sets against chance", caption)
-    table, notes = _capped(tables.overlap_table(found), "overlap")
-    notes += (
-        "Chance here means sets drawn at random from the whole site. Sets that prefer the same layers overlap more than that "
-        "for this reason alone; the study's overlap holds both, layer by layer.",
-    )
-    return Section("overlap", TITLES["overlap"], (words.overlap_words(found),), (picture,), (table,), notes)
-
-
-def similarity(study: Study) -> Section:
-    """Parameter similarity by layer."""
-    if len(study.similarity.groups) < 2:
-        return Section("similarity", TITLES["similarity"], ("There is one set only, and nothing to compare it with.",))
-    picture = _picture(
-        plots.similarity_by_layer(study.similarity), "similarity", "Similarity of the parameters of two sets, by layer",
-        "Lines: mean over pairs of sets of the cosine of their mean parameter vectors; bands: the middle 90 % of the pairs. "
-        "Grey: random sets with the same counts by layer, mean and mean 95 % interval. Shared neurons raise a cosine by themselves.",
-    )  # fmt: skip
-    return Section("similarity", TITLES["similarity"], (words.similarity_words(study.similarity),), (picture,))
-
-
-def retention(study: Study) -> Section:
-    """What tuning learned and forgot."""
-    picture = _picture(
-        plots.forgetting(study.retention), "retention", "Accuracy before and after tuning, by method",
-        "Dashed: before tuning. Large dots with 95 % intervals: after; the interval of a mean over groups combines theirs as "
-        "independent. Small dots: the trained groups one by one.",
-    )  # fmt: skip
-    table, notes = _capped(tables.retention_table(study.retention), "retention")
-    said = tuple(words.retention_words(study.retention))
-    return Section("retention", TITLES["retention"], said, (picture,), (table,), notes)
+def _keyed(key: str, *shown: Table) -> tuple[Table, ...]:
+    return tuple(replace(table, key=f"{key}-{place}") for place, table in enumerate(shown))
 
 
 def _picture(figure: Figure, key: str, title: str, caption: str) -> Picture:
@@ -161,7 +198,5 @@ def _capped(table: Table, attribute: str) -> tuple[Table, tuple[str, ...]]:
     """The table, cut where a page would become unusable, and a note that says so."""
     if len(table.rows) <= _MOST_ROWS:
         return table, ()
-    note = (
-        f"The table shows the first {_MOST_ROWS:,} of {len(table.rows):,} rows; npl.load(...).{attribute} in Python holds all."
-    )
-    return Table(table.key, table.caption, table.columns, table.rows[:_MOST_ROWS]), (note,)
+    note = f"The table shows the first {_MOST_ROWS:,} of {len(table.rows):,} rows; npl.load(...).{attribute} holds all."
+    return replace(table, rows=table.rows[:_MOST_ROWS]), (note,)

@@ -140,13 +140,24 @@ def fonts_for(texts: Iterable[str]) -> tuple[str, ...]:
     return families
 
 
+@contextmanager
+def letters_left_to_the_reader() -> Iterator[None]:
+    """No GlyphWarning inside: what is drawn is text that the reader's own fonts will show."""
+    before = set(_warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GlyphWarning)
+        yield
+    _warned.intersection_update(before)
+
+
 def _candidates() -> Iterator[tuple[str, str]]:
     """Upright fonts of regular weight, the likely ones first, one file a family."""
     from matplotlib import font_manager
 
     seen: dict[str, str] = {}
     for entry in font_manager.fontManager.ttflist:
-        if entry.style == "normal" and entry.weight in (400, "normal", "regular", "book"):
+        # fonts of last resort have every letter, as a box
+        if "resort" not in entry.name.lower() and entry.style == "normal" and entry.weight in (400, "normal", "regular", "book"):
             seen.setdefault(entry.name, entry.fname)
 
     def rank(item: tuple[str, str]) -> tuple[int, str]:

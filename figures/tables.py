@@ -103,7 +103,7 @@ def top_neurons_table(scores: Scores, sets: Mapping[str, NeuronSet], *, count: i
         for rank, flat in enumerate(best, start=1):
             layer, neuron = divmod(flat, scores.width)
             measured = (tensor[place, layer, neuron] for tensor in (scores.values, scores.signed, error))
-            held = MISSING if group not in sets else "yes" if (layer, neuron) in sets[group] else "no"
+            held = MISSING if group not in sets or sets[group].site != scores.site else "yes" if (layer, neuron) in sets[group] else "no"
             rows.append((
                 text(group), number(rank), number(layer), number(neuron), *(number(x, ".4g") for x in measured), text(held),
             ))  # fmt: skip
@@ -168,7 +168,7 @@ def overlap_table(overlap: Overlap) -> Table:
             number(overlap.jaccard[a, b], ".4f"), number(expected, ".4f"), chance, number(ratio, ".2f"),
             p_value(overlap.p[a, b]), p_value(overlap.p_corrected[a, b]),
         ))  # fmt: skip
-    return Table("overlap", "Overlap of every pair of sets against two random sets of their sizes", columns, tuple(rows))
+    return Table("overlap", "Overlap of every pair of sets against chance", columns, tuple(rows))
 
 
 def retention_table(retention: Any) -> Table:

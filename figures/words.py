@@ -80,8 +80,8 @@ def overlap_words(overlap: Overlap) -> str:
     more, fewer = int((sure & (jaccard > expected)).sum()), int((sure & (jaccard < expected)).sum())
     total = int(known.sum())
     return (
-        f"Of {_many(total, 'pair')} of sets, {more} share more neurons than two random sets of their sizes would and {fewer} "
-        f"fewer (corrected p < {SIGNIFICANT}); the other {total - more - fewer} cannot be told from chance. Mean Jaccard index "
+        f"Of {_many(total, 'pair')} of sets, {more} share more neurons than random sets of their sizes would and {fewer} fewer "
+        f"(corrected p < {SIGNIFICANT}); the other {total - more - fewer} cannot be told from chance. Mean Jaccard index "
         f"{jaccard[known].mean():.3f}, by chance {expected[known].mean():.3f}."
     )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from neuropolis.analysis.effects import Effects
-from neuropolis.analysis.overlap import Overlap
+from neuropolis.analysis.overlap import Overlap, overlap
 from neuropolis.analysis.similarity import Similarity
+from neuropolis.analysis.study import Study
+from neuropolis.finetune.retention import Retention
 from neuropolis.neurons.scores import Scores
 from neuropolis.neurons.sets import NeuronSet
 
@@ -20,22 +22,6 @@ LAYERS, WIDTH = 6, 64
 NAMES = (
     "japan", "mexico", "中国", "日本", "Ελλάδα", "Україна", "한국", "Bosnia and Herzegovina", "ethiopia", "iran", "peru", "kenya",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FakeRetention:
-    """The fields of finetune's Retention that figures read."""
-
-    group: str
-    methods: tuple[str, ...]
-    groups: tuple[str, ...]
-    trained_groups: tuple[str, ...]
-    before: torch.Tensor
-    after: torch.Tensor
-    after_low: torch.Tensor
-    after_high: torch.Tensor
-    trainable: torch.Tensor
-    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def names(count: int) -> tuple[str, ...]:
@@ -108,44 +94,31 @@ def make_similarity(groups: tuple[str, ...], seed: int = 0) -> Similarity:
     )  # fmt: skip
 
 
-def make_retention(groups: tuple[str, ...], new: str = "ναυς", seed: int = 0) -> FakeRetention:
+def make_retention(groups: tuple[str, ...], new: str = "ναυς", seed: int = 0) -> Retention:
     generator = torch.Generator().manual_seed(seed)
-    methods, every = ("neurons", "random neurons", "full"), (*groups, new)
+    methods, every = ("neurons", "random", "full"), (*groups, new)
     base = torch.cat([torch.full((len(groups),), 0.95), torch.tensor([0.25])])
     after = torch.stack([
         torch.cat([drop - 0.1 * torch.rand(len(groups), generator=generator), torch.tensor([won])])
         for drop, won in ((0.95, 0.9), (0.93, 0.5), (0.75, 0.95))
     ])  # fmt: skip
-    return FakeRetention(
-        new, methods, every, groups, base, after, after - 0.06, (after + 0.05).clamp(max=1), torch.tensor([12_345, 12_345, 3_200_000]),
-        {"seed": 0, "epochs": 3},
+    return Retention(
+        SUBJECT, new, methods, every, groups, base, after, after - 0.06, (after + 0.05).clamp(max=1),
+        torch.tensor([12_345, 12_345, 3_200_000]), {"seed": 0, "epochs": 3},
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class FakeStudy:
-    """A study in memory: what the report asks of analysis's Study, with the parts that are given."""
-
-    parts: Mapping[str, Any]
-    subject: Mapping[str, str] = field(default_factory=lambda: {"name": "toy model", "fingerprint": SUBJECT})
-    versions: Mapping[str, str] = field(default_factory=lambda: {"neuropolis": "0.1.0", "torch": "2.13.0"})
-    path: str = "study.h5"
-
-    def has(self, kind: str) -> bool:
-        return kind in self.parts
-
-    def __getattr__(self, name: str) -> Any:
-        parts = object.__getattribute__(self, "parts")
-        kind = "set" if name == "sets" else name
-        if kind not in parts:
-            raise AttributeError(name)
-        return parts[kind]
-
-
-def make_study(groups: tuple[str, ...], *, without: tuple[str, ...] = (), new: str = "ναυς", **study: Any) -> FakeStudy:
-    """A study with every part but those named."""
-    parts = {
-        "scores": make_scores(groups), "set": make_sets(groups), "effects": make_effects(groups),
-        "overlap": make_overlap(groups), "similarity": make_similarity(groups), "retention": make_retention(groups, new),
+def make_study(
+    groups: tuple[str, ...], *, without: tuple[str, ...] = (), new: str = "ναυς", path: str = "study.h5",
+    subject: Mapping[str, str] | None = None,
+) -> Study:
+    """A study in memory with every part but those named."""
+    parts: dict[tuple[str, str], Any] = {("set", name): neurons for name, neurons in make_sets(groups).items()}
+    parts |= {
+        ("scores", "scores"): make_scores(groups), ("effects", "effects"): make_effects(groups),
+        ("overlap", "overlap"): overlap(make_sets(groups)), ("similarity", "similarity"): make_similarity(groups),
+        ("retention", "retention"): make_retention(groups, new),
     }  # fmt: skip
-    return FakeStudy({kind: part for kind, part in parts.items() if kind not in without}, **study)
+    held = {key: part for key, part in parts.items() if key[0] not in without}
+    versions = {"neuropolis": "0.1.0", "torch": "2.13.0"}
+    return Study(Path(path), subject or {"name": "toy model", "fingerprint": SUBJECT}, versions, tuple(held), held)

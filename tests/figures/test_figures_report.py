@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
 import pytest
 import torch
-from figure_makers import make_effects, make_study, names
+from figure_makers import SUBJECT, make_effects, make_study, names
 
+from neuropolis.analysis.study import MADE_BY, load, save
 from neuropolis.figures import words
 from neuropolis.figures.report import page, report
 
@@ -111,7 +113,7 @@ def test_numbers_sort_as_numbers(html):
 
 
 def test_names_stay_text_everywhere():
-    text = page(make_study((HOSTILE, 'b" onload="alert(2)'), new=HOSTILE, subject={"name": HOSTILE, "fingerprint": HOSTILE}))
+    text = page(make_study((HOSTILE, 'b" onload="alert(2)'), new=f"new {HOSTILE}", subject={"name": HOSTILE, "fingerprint": HOSTILE}))
     read = Page(text)
     assert sum(tag == "script" for tag, _ in read.tags) == 1
     assert not any(name.startswith("on") for _, attributes in read.tags for name in attributes)
@@ -126,7 +128,7 @@ def test_names_stay_text_everywhere():
         ("effects", "neuropolis ablate 'toy model' --data FILE.jsonl --study 'my study.h5' --controls 20"),
         ("overlap", "neuropolis compare 'my study.h5'"),
         ("similarity", "neuropolis compare 'my study.h5'"),
-        ("retention", "neuropolis tune 'toy model' --data FILE.jsonl --study 'my study.h5' --group GROUP --out FOLDER"),
+        ("retention", f"{MADE_BY['retention']} 'toy model' --data FILE.jsonl --study 'my study.h5' --group GROUP"),
     ],
 )
 def test_a_missing_part_is_named_with_what_makes_it(kind, command):
@@ -151,6 +153,28 @@ def test_report_writes_the_page_and_says_where(tmp_path):
     study = make_study(("a", "b"))
     out = report(study, tmp_path / "report.html")
     assert out.read_text(encoding="utf-8") == page(study)
+
+
+def test_report_reads_an_atlas(tmp_path):
+    study = make_study(("a", "b"), subject={"fingerprint": SUBJECT})
+    parts = (study.scores, study.sets, study.effects, study.overlap, study.similarity, study.retention)
+    path = save(tmp_path / "study.h5", *parts)
+    out = report(path, tmp_path / "report.html")
+    text = Page(out.read_text(encoding="utf-8")).text
+    assert text == Page(page(load(path))).text
+    assert "an unnamed subject" in text
+    assert "does not hold" not in text
+
+
+def test_several_artefacts_of_a_kind_each_have_their_part(tmp_path):
+    study = make_study(("a", "b"))
+    path = save(tmp_path / "study.h5", study.sets, first=study.retention, second=study.retention)
+    html = page(load(path))
+    read = Page(html)
+    assert "Tuning: learned and forgotten (first)" in read.text
+    assert "Tuning: learned and forgotten (second)" in read.text
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
 
 
 def test_words_count_the_sets_whose_effect_is_specific():
@@ -188,8 +212,6 @@ def test_words_on_tuning_give_before_after_and_interval():
 
 
 def test_words_on_tuning_leave_out_trained_groups_that_are_not_there():
-    import dataclasses
-
     retention = dataclasses.replace(make_study(("a", "b")).retention, trained_groups=())
     assert all("trained group" not in sentence for sentence in words.retention_words(retention))
     assert torch.isfinite(retention.after).all()

@@ -6,9 +6,10 @@ import re
 import warnings
 
 import pytest
-from figure_makers import make_retention, make_sets
+from figure_makers import make_retention, make_sets, make_study
 
 from neuropolis.figures import plots, style
+from neuropolis.figures.report import page
 from neuropolis.figures.saving import inline_svg, save_figure, write_whole
 from neuropolis.figures.style import FigureError, GlyphWarning, fonts_for, palette
 
@@ -97,6 +98,9 @@ def test_letters_that_a_font_has_are_not_warned_of(tmp_path):
 def test_letters_without_a_font_are_warned_of_once(tmp_path, monkeypatch):
     monkeypatch.setattr(style, "_warned", set())
     nowhere = "\U0001057f"  # an unassigned place of the Vithkuqi block
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page(make_study((f"name {nowhere}", "b")))  # the browser's own fonts will draw it
     with pytest.warns(GlyphWarning, match="no installed font has 1 of the letters"):
         figure = plots.neurons_by_layer(make_sets((f"name {nowhere}", "b")))
     with warnings.catch_warnings():
