@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
+from torch import Tensor
 
 from .style import PAPER, text_inches
 
@@ -51,11 +52,18 @@ def heat(
 ) -> None:
     """Draw `values` [row, column] as cells, with `notes` written in them and a colour bar that says `bar`.
 
-    NaN cells stay empty. `level` keeps the columns' names level; `open_ended` says that values may lie beyond the limits.
+    NaN cells stay empty. `level` keeps the columns' names level; `open_ended` says that values may lie beyond the
+    limits.
     """
     import seaborn
 
-    bar_options: dict[str, Any] = {"label": bar, "aspect": 28, "shrink": 0.9, "pad": 0.015, "extend": "both" if open_ended else "neither"}
+    bar_options: dict[str, Any] = {
+        "label": bar,
+        "aspect": 28,
+        "shrink": 0.9,
+        "pad": 0.015,
+        "extend": "both" if open_ended else "neither",
+    }
     long_side = max(values.shape) if values.size else 1
     seaborn.heatmap(
         values, ax=axes, cmap=colours, vmin=limits[0], vmax=limits[1], annot=False if notes is None else notes, fmt="",
@@ -79,9 +87,14 @@ def frame(rows: Sequence[str], columns: Sequence[str], *, cell: CellSize, extra:
     return max(width, 4.5), max(height, 2.8)
 
 
-def signed(value: float, *, digits: int = 1) -> str:
+def signed(value: Any, *, digits: int = 1) -> str:
     """A number with its sign, typeset: +1.2, −3.4, and 0.0 without one; empty where there is none."""
     if not np.isfinite(value):
         return ""
     text = f"{value:+.{digits}f}".replace("-", "\u2212")
     return text[1:] if float(f"{value:.{digits}f}") == 0 else text
+
+
+def as_array(tensor: Any) -> np.ndarray:
+    """A tensor as a numpy array."""
+    return tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)

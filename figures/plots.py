@@ -1,18 +1,19 @@
-"""The figures: each function takes artefacts and returns a matplotlib Figure; nothing is shown and nothing is written."""
+"""The figures: each function takes artefacts and returns a matplotlib Figure; nothing is shown or written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..neurons.sets import NeuronSet
-from .cells import BARE, FULL, CellSize, cell_size, frame, heat, signed
-from .style import GRID, INK, FigureError, diverging, new_figure, palette, sequential, text_inches, themed
+from .cells import BARE, FULL, CellSize, as_array, cell_size, frame, heat, signed
+from .forgetting import forgetting as forgetting
+from .style import GRID, FigureError, diverging, new_figure, palette, sequential, themed
 
 if TYPE_CHECKING:
     from ..analysis.effects import Effects
@@ -34,7 +35,7 @@ def neurons_by_layer(sets: Mapping[str, NeuronSet]) -> Figure:
     if len(layers) != 1:
         raise FigureError(f"expected sets of one subject and site, found {len(sets)} sets with {sorted(layers)} layers")
     depth = layers.pop()
-    counts = np.stack([_array(s.per_layer) for s in sets.values()]).astype(float)
+    counts = np.stack([as_array(s.per_layer) for s in sets.values()]).astype(float)
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
     rows = [f"{name} ({int(total)})" for name, total in zip(sets, totals[:, 0], strict=True)]
@@ -47,8 +48,9 @@ def neurons_by_layer(sets: Mapping[str, NeuronSet]) -> Figure:
         figure = new_figure(*frame(rows, ["00"], cell=cell, extra=cell.width * depth))
         axes = figure.subplots()
         heat(
-            axes, shares, columns=columns, rows=rows, colours=sequential(), limits=(0.0, float(np.nanmax(shares, initial=1))),
-            notes=notes, points=cell.points, bar="share of the set (%)", level=True,
+            axes, shares, columns=columns, rows=rows, colours=sequential(),
+            limits=(0.0, float(np.nanmax(shares, initial=1))), notes=notes,
+            points=cell.points, bar="share of the set (%)", level=True,
         )  # fmt: skip
         axes.set(xlabel=f"layer (an even spread would be {100 / depth:.1f} % in each)", ylabel="set (neurons)")
     return figure
@@ -61,18 +63,18 @@ def effect_matrix(effects: Effects) -> Figure:
     stand, per set, the change on its own group, the mean over the others and the mean of the controls on its own group
     (where sets and groups share no names: the means over all groups).
     """
-    change = 100 * _array(effects.effect)
-    low, high = (100 * _array(bound) for bound in effects.interval())
-    starred = _array(effects.corrected(cells="all", correction=CELLS)[0]) < SIGNIFICANT
+    change = 100 * as_array(effects.effect)
+    low, high = (100 * as_array(bound) for bound in effects.interval())
+    starred = as_array(effects.corrected(cells="all", correction=CELLS)[0]) < SIGNIFICANT
     cell = cell_size(max(change.shape))
     side, headings = _beside(effects)
     limit = float(np.nanmax(np.abs(change), initial=1.0))
     notes = np.full(change.shape, "", dtype=object)
     for place in np.ndindex(change.shape):
-        value = signed(change[place]) if cell.detail == FULL else signed(change[place], digits=0)
         mark = "*" if starred[place] else ""
-        interval = f"\n{signed(low[place], digits=0)} to {signed(high[place], digits=0)}" if cell.detail == FULL else ""
-        notes[place] = mark if cell.detail == BARE else f"{value}{mark}{interval}"
+        value = signed(change[place], digits=1 if cell.detail == FULL else 0)
+        interval = f"\n{signed(low[place], digits=0)} to {signed(high[place], digits=0)}" if value else ""
+        notes[place] = {FULL: f"{value}{mark}{interval}", BARE: mark}.get(cell.detail, f"{value}{mark}")
     with themed([*effects.sets, *effects.groups]):
         wide = CellSize(FULL, 0.62, cell.height, 7.5)
         width, height = frame(effects.sets, [*effects.groups, headings[-1]], cell=cell, extra=3 * wide.width + 0.4)
@@ -82,8 +84,8 @@ def effect_matrix(effects: Effects) -> Figure:
         heat(main, change, columns=effects.groups, rows=effects.sets, notes=notes, points=cell.points, **colours)
         side_notes = np.array([[signed(v) for v in row] for row in side], dtype=object)
         heat(
-            beside, side, columns=headings, rows=None, notes=None if cell.detail == BARE else side_notes, points=wide.points,
-            bar="change of accuracy (points)", **colours,
+            beside, side, columns=headings, rows=None, notes=None if cell.detail == BARE else side_notes,
+            points=wide.points, bar="change of accuracy (points)", **colours,
         )  # fmt: skip
         main.set(xlabel="questions of group", ylabel="set silenced")
     return figure
@@ -91,7 +93,7 @@ def effect_matrix(effects: Effects) -> Figure:
 
 def _beside(effects: Effects) -> tuple[np.ndarray, list[str]]:
     """The columns beside the effect matrix [set, column], in percentage points, and their headings."""
-    change, control = 100 * _array(effects.effect), 100 * _array(effects.control_effect)
+    change, control = 100 * as_array(effects.effect), 100 * as_array(effects.control_effect)
     own = np.array([-1 if place is None else place for place in effects.own_group], dtype=int)
     if (own < 0).any():
         return np.stack([_mean(change.T), _mean(control.T)], axis=1), ["all groups", "all groups, controls"]
@@ -108,14 +110,14 @@ def overlap_matrix(overlap: Overlap) -> Figure:
     The colour is log2(Jaccard / expected Jaccard of random sets of the same sizes); the cells say the Jaccard
     index and the ratio, with an asterisk where the corrected p is below 0.05. The diagonal holds the sizes.
     """
-    jaccard, expected = _array(overlap.jaccard).astype(float), _array(overlap.expected).astype(float)
+    jaccard, expected = as_array(overlap.jaccard).astype(float), as_array(overlap.expected).astype(float)
     ratio = np.divide(jaccard, expected, out=np.full_like(jaccard, np.nan), where=expected > 0)
     np.fill_diagonal(ratio, np.nan)
     with np.errstate(divide="ignore"):
         logs = np.log2(ratio)
     limit = float(np.clip(np.max(np.abs(logs), initial=1.0, where=np.isfinite(logs)), 1.0, _FARTHEST))
     cell = cell_size(len(overlap.groups))
-    starred = _array(overlap.p_corrected) < SIGNIFICANT
+    starred = as_array(overlap.p_corrected) < SIGNIFICANT
     notes = np.full(jaccard.shape, "", dtype=object)
     for place in np.ndindex(jaccard.shape):
         mark = "*" if starred[place] else ""
@@ -127,30 +129,36 @@ def overlap_matrix(overlap: Overlap) -> Figure:
         axes = figure.subplots()
         # a pair with nothing in common has log2(0): it gets the colour of the palette's lower end
         heat(
-            axes, np.where(np.isneginf(logs), -_FARTHEST, logs), columns=overlap.groups, rows=overlap.groups, notes=notes,
-            points=cell.points, colours=diverging(), limits=(-limit, limit), bar="log2 (Jaccard / chance)", open_ended=True,
+            axes, np.where(np.isneginf(logs), -_FARTHEST, logs), columns=overlap.groups, rows=overlap.groups,
+            notes=notes, points=cell.points, colours=diverging(), limits=(-limit, limit),
+            bar="log2 (Jaccard / chance)", open_ended=True,
         )  # fmt: skip
-        for place, size in enumerate(_array(overlap.sizes)) if cell.detail != BARE else ():
-            axes.text(place + 0.5, place + 0.5, f"{int(size)}", ha="center", va="center", size=cell.points, style="italic")
+        for place, size in enumerate(as_array(overlap.sizes)) if cell.detail != BARE else ():
+            axes.text(
+                place + 0.5, place + 0.5, f"{int(size)}", ha="center", va="center", size=cell.points, style="italic"
+            )
     return figure
 
 
-def _short(ratio: float) -> str:
+def _short(ratio: Any) -> str:
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
 
 
 def similarity_by_layer(similarity: Similarity) -> Figure:
     """Lines by layer: cosine of the parameters of two sets, mean over pairs, with and without the neurons they share.
 
-    The bands hold the middle 90 % of the pairs; the grey band is the mean chance interval of random sets of the same sizes.
+    The bands hold the middle 90 % of the pairs; the grey band is the mean chance interval of random sets of the same
+    sizes.
     """
     first, second = np.triu_indices(len(similarity.groups), k=1)
     if not len(first):
-        raise FigureError(f"similarity needs at least two groups, found {len(similarity.groups)}: {', '.join(similarity.groups)}")
+        raise FigureError(
+            f"similarity needs at least two groups, found {len(similarity.groups)}: {', '.join(similarity.groups)}"
+        )
     layers = np.arange(similarity.values.shape[-1])
 
     def pairs(values: Tensor) -> np.ndarray:
-        return _array(values)[first, second].astype(float)
+        return as_array(values)[first, second].astype(float)
 
     named = (("all neurons of both sets", similarity.values), ("without shared neurons", similarity.values_unshared))
     with themed():
@@ -166,58 +174,10 @@ def similarity_by_layer(similarity: Similarity) -> Figure:
                 axes.fill_between(layers, *_middle(chosen), color=colour, alpha=0.18, linewidth=0)
         pairs_text = "one pair" if len(first) == 1 else f"mean of {len(first)} pairs"
         axes.set(xlabel="layer", ylabel=f"cosine of parameters ({pairs_text})")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True, axis="y", color=GRID, linewidth=0.6)
         figure.legend(loc="outside right upper", frameon=False)
     return figure
-
-
-def forgetting(retention: Any) -> Figure:
-    """Accuracy before and after learning a new group, by method: on the new group, and on the mean of the trained ones.
-
-    Takes a finetune Retention. Intervals of the new group are its own; that of the mean over trained groups combines
-    theirs as independent. The small dots are the trained groups one by one.
-    """
-    after, low, high = (100 * _array(getattr(retention, name)) for name in ("after", "after_low", "after_high"))
-    before = 100 * _array(retention.before)
-    new, kept = retention.groups.index(retention.group), [retention.groups.index(g) for g in retention.trained_groups]
-    labels = [f"{name} ({int(size):,} trained)" for name, size in zip(retention.methods, _array(retention.trainable), strict=True)]
-    titles = (f"learned: {retention.group}", f"kept: mean of {len(kept)} trained groups")
-    with themed([*labels, *titles]):
-        figure = new_figure(max(7.5, text_inches(labels) + 5.5), 1.5 + 0.5 * len(labels))
-        left, right = figure.subplots(1, 2, sharey=True, sharex=True)
-        colours = palette(max(len(labels), 2))
-        spread = [(combine(low[m, kept], after[m, kept], -1), combine(high[m, kept], after[m, kept], 1)) for m in range(len(labels))]
-        own = [(low[m, new], high[m, new]) for m in range(len(labels))]
-        _dots(left, after[:, new], own, before=float(before[new]), colours=colours, title=titles[0])
-        _dots(right, after[:, kept].mean(axis=1), spread, before=float(before[kept].mean()), colours=colours, title=titles[1])
-        for row in range(len(labels)):
-            place = np.linspace(row - 0.22, row + 0.22, len(kept))
-            right.scatter(after[row, kept], place, s=7, color=colours[row], alpha=0.45, linewidth=0, zorder=1)
-        left.set_yticks(range(len(labels)), labels)
-        left.set_ylim(len(labels) - 0.4, -0.6)
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower right", frameon=False, ncols=2)
-    return figure
-
-
-def combine(bounds: np.ndarray, means: np.ndarray, sign: int) -> float:
-    """A bound of a mean over groups, from the groups' own bounds taken as independent: half-widths add in squares."""
-    return float(means.mean() + sign * np.sqrt(np.square(bounds - means).sum()) / len(means))
-
-
-def _dots(
-    axes: Axes, values: np.ndarray, bounds: Sequence[tuple[float, float]], *, before: float, colours: list[Any], title: str
-) -> None:
-    axes.axvline(before, color=INK, linestyle="--", linewidth=1, label="before")
-    for row, (value, (low, high)) in enumerate(zip(values, bounds, strict=True)):
-        reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        axes.errorbar(value, row, xerr=reach, fmt="o", markersize=7, color=colours[row], elinewidth=1.6, capsize=3.5)
-    axes.errorbar([], [], xerr=[], fmt="o", color=INK, elinewidth=1.6, capsize=3.5, label="after, with 95 % interval")
-    axes.set_title(title)
-    axes.set_xlabel("accuracy (%)")
-    axes.set_xlim(-3, 103)
-    axes.grid(True, axis="x", color=GRID, linewidth=0.6)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -233,7 +193,3 @@ def _middle(pairs: np.ndarray) -> np.ndarray:
     some = np.isfinite(pairs).any(axis=0)
     bounds[:, some] = np.nanquantile(pairs[:, some], [0.05, 0.95], axis=0)
     return bounds
-
-
-def _array(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)

@@ -23,8 +23,8 @@ Facts = tuple[tuple[str, str], ...]
 def report(study: Study | str | Path, out: str | Path = "report.html") -> Path:
     """Write the report of a study (or of the atlas at a path) and return where it is.
 
-    Everything comes from the atlas: no model is loaded, and the page loads nothing. Parts that the atlas does not hold are
-    named together with the command that makes them. An existing page is replaced whole.
+    Everything comes from the atlas: no model is loaded, and the page loads nothing. Parts that the atlas does not
+    hold are named together with the command that makes them. An existing page is replaced whole.
 
     Raises AtlasError when the atlas cannot be read, FigureError when the page cannot be written.
     """
@@ -37,7 +37,9 @@ def report(study: Study | str | Path, out: str | Path = "report.html") -> Path:
 
 def page(study: Study) -> str:
     """The page as HTML text."""
-    environment = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader(__name__.rpartition(".")[0]), autoescape=True, undefined=StrictUndefined
+    )
     with letters_left_to_the_reader():
         parts = sections(study)
     return environment.get_template("report.html").render(
@@ -46,7 +48,9 @@ def page(study: Study) -> str:
         study_name=Path(study.path).name,
         sections=parts,
         # the scores' table stands last, but what was scored is said first
-        summary=[said for part in sorted(parts, key=lambda part: not part.key.startswith("scores")) for said in part.words],
+        summary=[
+            said for part in sorted(parts, key=lambda part: not part.key.startswith("scores")) for said in part.words
+        ],
         lacking=[part.title for part in parts if part.command],
         provenance=provenance(study),
     )

@@ -34,7 +34,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
 
 def inline_svg(figure: Figure, *, prefix: str, title: str, description: str) -> str:
-    """A figure as an `<svg>` element for a page: text stays text, every id begins with `prefix`, colours follow the page."""
+    """A figure as an `<svg>` element for a page: text stays text, ids begin with `prefix`, colours follow the page."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -52,7 +52,8 @@ def inline_svg(figure: Figure, *, prefix: str, title: str, description: str) -> 
             element.text = f"#{prefix} {(element.text or '').strip()}"
     width = f"{float(root.attrib['width'].removesuffix('pt')) * 96 / 72:.0f}px"
     root.attrib = {
-        "id": prefix, "viewBox": root.attrib["viewBox"], "role": "img", "style": f"width: {width}; min-width: min({width}, 36rem)",
+        "id": prefix, "viewBox": root.attrib["viewBox"], "role": "img",
+        "style": f"width: {width}; min-width: min({width}, 36rem)",
         "aria-labelledby": f"{prefix}-title {prefix}-desc",
     }  # fmt: skip
     for place, (tag, text) in enumerate((("title", title), ("desc", description))):

@@ -1,4 +1,4 @@
-"""The parts of the report: for each kind of artefact its words, its figure, its tables, or the command that makes it."""
+"""The parts of the report: for each artefact its words, figure and tables, or the command that makes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..analysis.study import Study
 
 _MOST_ROWS = 2500  # of one table; a browser sorts as many without a pause
-_WIDE_INCHES = 16.0
+_WIDE_INCHES = 18.0  # wider figures are scrolled instead of shrunk
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def missing(kind: str, study: Study) -> Section:
 
 def sets(found: Mapping[str, NeuronSet]) -> Section:
     """The sets by layer."""
-    caption = "Each cell is the share of a set's neurons that lie in a layer, in per cent; in brackets the neurons of the set."
+    caption = "Each cell is the share of a set's neurons that lie in a layer, in per cent; in brackets its neurons."
     picture = _picture(plots.neurons_by_layer(found), "set", "Where the neurons of each set lie, by layer", caption)
     return Section("set", TITLES["set"], (words.sets_words(found),), (picture,), (tables.sets_table(found),))
 
@@ -108,16 +108,17 @@ def effects(found: Effects, label: str = "") -> Section:
     """Effects of silencing every set."""
     key, title = _named("effects", label)
     caption = (
-        "Change of accuracy in percentage points when a set is silenced, with its 95 % interval (bootstrap over items). "
-        "* marks changes that are worse than those by the matched controls (one-sided sign-flip test over items, p < 0.05 "
-        "after Benjamini-Hochberg over all cells). Beside: the change on the set's own group, the mean over the other "
-        "groups, and the mean change by controls. Many groups leave room for less: the table below has every number."
+        "Change of accuracy in percentage points when a set is silenced, with its 95 % interval (bootstrap over "
+        "items). * marks changes that are worse than those by the matched controls (one-sided sign-flip test over "
+        "items, p < 0.05 after Benjamini-Hochberg over all cells). Beside: the change on the set's own group, the mean "
+        "over the other groups, and the mean change by controls. Many groups leave room for less: "
+        "the table below has every number."
     )
     picture = _picture(plots.effect_matrix(found), key, "Change of accuracy when a set is silenced", caption)
     cells, notes = _capped(tables.effect_cells_table(found), "effects")
     notes += (
-        "The tests generalise over items, given these controls and this selection. The smallest detectable drop is a guide "
-        "to what so many items can show: a smaller one that was not found is not thereby absent.",
+        "The tests generalise over items, given these controls and this selection. The smallest detectable drop is a "
+        "guide to what so many items can show: a smaller one that was not found is not thereby absent.",
     )
     own = (tables.effects_table(found),) if any(place is not None for place in found.own_group) else ()
     shown = _keyed(key, *own, cells)
@@ -128,9 +129,9 @@ def overlap(found: Overlap, label: str = "") -> Section:
     """Overlap of every pair against chance."""
     key, title = _named("overlap", label)
     caption = (
-        "Colour: log2 of the Jaccard index over its mean by chance. In the cells the Jaccard index and how many times chance "
-        "it is; * marks corrected p < 0.05; on the diagonal the neurons of the set. Many groups leave room for less: the "
-        "table below has every number."
+        "Colour: log2 of the Jaccard index over its mean by chance. In the cells the Jaccard index and how many times "
+        "chance it is; * marks corrected p < 0.05; on the diagonal the neurons of the set. Many groups leave room for "
+        "less: the table below has every number."
     )
     picture = _picture(plots.overlap_matrix(found), key, "Overlap of sets against chance", caption)
     table, notes = _capped(tables.overlap_table(found), "overlap")
@@ -146,9 +147,9 @@ def similarity(found: Similarity, label: str = "") -> Section:
     if len(found.groups) < 2:
         return Section(key, title, ("There is one set only, and nothing to compare its parameters with.",))
     caption = (
-        "Lines: mean over pairs of sets of the cosine of their mean parameter vectors; bands: the middle 90 % of the pairs. "
-        "Grey: random sets with the same counts by layer, mean and mean 95 % interval. Shared neurons raise a cosine by "
-        "themselves."
+        "Lines: mean over pairs of sets of the cosine of their mean parameter vectors; bands: the middle 90 % of the "
+        "pairs. Grey: random sets with the same counts by layer, mean and mean 95 % interval. Shared neurons raise a "
+        "cosine by themselves."
     )
     name = "Similarity of the parameters of two sets, by layer"
     picture = _picture(plots.similarity_by_layer(found), key, name, caption)
@@ -159,8 +160,8 @@ def retention(found: Any, label: str = "") -> Section:
     """What tuning learned and forgot."""
     key, title = _named("retention", label)
     caption = (
-        "Dashed: before tuning. Large dots with 95 % intervals: after; the interval of a mean over groups combines theirs as "
-        "independent. Small dots: the trained groups one by one."
+        "Dashed: before tuning. Large dots with 95 % intervals: after; the interval of a mean over groups combines "
+        "theirs as independent. Small dots: the trained groups one by one."
     )
     picture = _picture(plots.forgetting(found), key, "Accuracy before and after tuning, by method", caption)
     table, notes = _capped(tables.retention_table(found), "retention")
@@ -171,8 +172,8 @@ def scores(found: Scores, label: str, sets: Mapping[str, NeuronSet]) -> Section:
     """The top neurons of each group."""
     key, title = _named("scores", label)
     notes = (
-        "Scores of different groups have different scales; compare ranks, or sets. A high score says that the first-order "
-        "estimate of silencing the neuron is large, not that silencing it alone would change an answer.",
+        "Scores of different groups have different scales; compare ranks, or sets. A high score says that the "
+        "first-order estimate of silencing the neuron is large, not that silencing it alone would change an answer.",
     )
     table = tables.top_neurons_table(found, sets)
     return Section(key, title, (words.scores_words(found),), tables=_keyed(key, table), notes=notes)

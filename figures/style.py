@@ -1,8 +1,8 @@
 """The look of every figure: one theme, colours for any number of groups, fonts that have the letters, sizes that grow.
 
-Figures are made with matplotlib's object interface inside `themed()`; pyplot's state and the user's rcParams stay as they
-are. Ink, grid and paper have colours of their own that nothing else uses, so that the report page can exchange them for
-its light and dark ones.
+Figures are made with matplotlib's object interface inside `themed()`; pyplot's state and the user's rcParams stay as
+they are. Ink, grid and paper have colours of their own that nothing else uses, so that the report page can exchange
+them for its light and dark ones.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def themed(texts: Iterable[str] = ()) -> Iterator[None]:
     import seaborn
 
     untouched = {"backend", "backend_fallback", "interactive", "toolbar", "timezone", "figure.hooks", "webagg.port"}
-    plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in untouched}
-    theme = {
+    plain: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in untouched}
+    theme: dict[Any, Any] = {
         **seaborn.axes_style("ticks"), **seaborn.plotting_context("notebook", font_scale=0.8),
         "font.family": list(fonts_for(texts)), "font.size": TEXT_POINTS, "axes.titlesize": 10, "axes.labelsize": 9,
         "xtick.labelsize": TEXT_POINTS, "ytick.labelsize": TEXT_POINTS, "legend.fontsize": 8.5,
@@ -74,7 +74,8 @@ def new_figure(width: float, height: float) -> Figure:
 def palette(count: int) -> list[tuple[float, float, float]]:
     """Colours that people with colour blindness can tell apart: seaborn's ten, or steps of cividis when there are more.
 
-    More than ten lines in one picture cannot be told apart by colour alone, whatever the colours: pair them with `dashes`.
+    More than ten lines in one picture cannot be told apart by colour alone, whatever the colours: pair them with
+    `dashes`.
     """
     import seaborn
 
@@ -89,7 +90,7 @@ def sequential() -> Colormap:
 
 
 def diverging() -> Colormap:
-    """Red below, blue above, pale between; signs stand in the cells too, since grey print cannot tell the arms apart."""
+    """Red below, blue above, pale between; the cells have signs too, since grey print cannot tell the arms apart."""
     import seaborn
 
     return seaborn.color_palette("vlag_r", as_cmap=True)
@@ -121,18 +122,21 @@ def _fonts(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
 
 
 def fonts_for(texts: Iterable[str]) -> tuple[str, ...]:
-    """Font families, in order of preference, that together have every letter of the texts, as far as they are installed.
+    """Font families, in order of preference, that together have every letter of the texts, as far as they are
+    installed.
 
     Warns once per letter (GlyphWarning) where none has it.
     """
-    letters = frozenset(c for text in texts for c in text if not c.isspace() and unicodedata.category(c) not in ("Cf", "Cc"))
+    letters = frozenset(
+        c for text in texts for c in text if not c.isspace() and unicodedata.category(c) not in ("Cf", "Cc")
+    )
     families, missing = _fonts(letters)
     if missing - _warned:
         _warned.update(missing)
         shown = "".join(sorted(missing)[:12])
         warnings.warn(
-            f"no installed font has {len(missing)} of the letters in the names ({shown}): they are drawn as boxes in PNG "
-            "and PDF (the report page uses the browser's fonts); install a font that has them, such as Noto Sans "
+            f"no installed font has {len(missing)} of the letters in the names ({shown}): they are drawn as boxes in "
+            "PNG and PDF (the report page uses the browser's fonts); install a font that has them, such as Noto Sans "
             "(Debian: apt install fonts-noto-core fonts-noto-cjk)",
             GlyphWarning,
             stacklevel=4,
@@ -157,7 +161,11 @@ def _candidates() -> Iterator[tuple[str, str]]:
     seen: dict[str, str] = {}
     for entry in font_manager.fontManager.ttflist:
         # fonts of last resort have every letter, as a box
-        if "resort" not in entry.name.lower() and entry.style == "normal" and entry.weight in (400, "normal", "regular", "book"):
+        if (
+            "resort" not in entry.name.lower()
+            and entry.style == "normal"
+            and entry.weight in (400, "normal", "regular", "book")
+        ):
             seen.setdefault(entry.name, entry.fname)
 
     def rank(item: tuple[str, str]) -> tuple[int, str]:

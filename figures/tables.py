@@ -103,13 +103,20 @@ def top_neurons_table(scores: Scores, sets: Mapping[str, NeuronSet], *, count: i
         for rank, flat in enumerate(best, start=1):
             layer, neuron = divmod(flat, scores.width)
             measured = (tensor[place, layer, neuron] for tensor in (scores.values, scores.signed, error))
-            held = MISSING if group not in sets or sets[group].site != scores.site else "yes" if (layer, neuron) in sets[group] else "no"
+            held = (
+                MISSING
+                if group not in sets or sets[group].site != scores.site
+                else "yes"
+                if (layer, neuron) in sets[group]
+                else "no"
+            )
             rows.append((
-                text(group), number(rank), number(layer), number(neuron), *(number(x, ".4g") for x in measured), text(held),
+                text(group), number(rank), number(layer), number(neuron), *(number(x,
+                ".4g") for x in measured), text(held),
             ))  # fmt: skip
     caption = (
-        f"The {count} neurons of each group with the highest scores (site {scores.site}). A positive signed score says that "
-        "the neuron helps the group; the standard error is that of the score over examples"
+        f"The {count} neurons of each group with the highest scores (site {scores.site}). A positive signed score says "
+        "that the neuron helps the group; the standard error is that of the score over examples"
     )
     return Table("top-neurons", caption, columns, tuple(rows))
 
@@ -117,13 +124,16 @@ def top_neurons_table(scores: Scores, sets: Mapping[str, NeuronSet], *, count: i
 def effects_table(effects: Effects) -> Table:
     """What silencing every set does to its own group, to the others, and what its controls do."""
     columns = (
-        "set", "neurons", "own group before (%)", "after (%)", "change (points)", "95 % interval", "others' change (points)",
-        "controls' change (points)", "p against others", "p against controls", "both below 0.05", "smallest detectable (points)",
+        "set", "neurons", "own group before (%)", "after (%)", "change (points)", "95 % interval",
+        "others' change (points)",
+        "controls' change (points)", "p against others", "p against controls", "both below 0.05",
+        "smallest detectable (points)",
     )  # fmt: skip
     rows = tuple(
         (
             text(row["set"]), number(row["size"]), percent(row["base"]), percent(row["ablated"]), points(row["effect"]),
-            range_of(row["low"], row["high"]), points(row["others"] - row["others_base"]), points(row["controls"] - row["base"]),
+            range_of(row["low"], row["high"]), points(row["others"] - row["others_base"]),
+            points(row["controls"] - row["base"]),
             p_value(row["p_others"]), p_value(row["p_controls"]), text("yes" if row["specific"] else "no"),
             number(100 * row["smallest_detectable"], ".1f"),
         )
@@ -145,24 +155,32 @@ def effect_cells_table(effects: Effects) -> Table:
     rows = tuple(
         (
             text(name), text(group), percent(effects.accuracy_base[g]), percent(effects.accuracy_ablated[s, g]),
-            points(effects.effect[s, g]), range_of(low[s, g], high[s, g]), points(effects.control_effect[s, g]), p_value(p[s, g]),
+            points(effects.effect[s, g]), range_of(low[s, g], high[s, g]), points(effects.control_effect[s,
+            g]), p_value(p[s, g]),
         )
         for s, name in enumerate(effects.sets)
         for g, group in enumerate(effects.groups)
     )  # fmt: skip
-    return Table("effect-cells", "Every set on every group (p one-sided, Benjamini-Hochberg over all cells)", columns, rows)
+    return Table(
+        "effect-cells", "Every set on every group (p one-sided, Benjamini-Hochberg over all cells)", columns, rows
+    )
 
 
 def overlap_table(overlap: Overlap) -> Table:
     """Every pair of sets: overlap, chance, interval of chance and p."""
     columns = (
-        "set", "other set", "shared neurons", "Jaccard", "by chance", "95 % of chance", "times chance", "p", "corrected p",
+        "set", "other set", "shared neurons", "Jaccard", "by chance", "95 % of chance", "times chance", "p",
+        "corrected p",
     )  # fmt: skip
     rows = []
     for a, b in _pairs(overlap.groups):
         expected, low, high = (float(t[a, b]) for t in (overlap.expected, overlap.low, overlap.high))
         ratio = float(overlap.jaccard[a, b]) / expected if expected > 0 else math.nan
-        chance = Cell(f"{low:.4f} to {high:.4f}", low) if math.isfinite(low) and math.isfinite(high) else Cell(MISSING, -math.inf)
+        chance = (
+            Cell(f"{low:.4f} to {high:.4f}", low)
+            if math.isfinite(low) and math.isfinite(high)
+            else Cell(MISSING, -math.inf)
+        )
         rows.append((
             text(overlap.groups[a]), text(overlap.groups[b]), number(overlap.intersections[a, b]),
             number(overlap.jaccard[a, b], ".4f"), number(expected, ".4f"), chance, number(ratio, ".2f"),
@@ -179,7 +197,13 @@ def retention_table(retention: Any) -> Table:
         for g, group in enumerate(retention.groups):
             before, after = float(retention.before[g]), float(retention.after[m, g])
             low, high = 100 * float(retention.after_low[m, g]), 100 * float(retention.after_high[m, g])
-            role = "learned" if group == retention.group else "trained before" if group in retention.trained_groups else "other"
+            role = (
+                "learned"
+                if group == retention.group
+                else "trained before"
+                if group in retention.trained_groups
+                else "other"
+            )
             rows.append((
                 text(method), text(group), text(role), percent(before), percent(after),
                 Cell(f"{low:.1f} to {high:.1f}", low), points(after - before),

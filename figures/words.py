@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
-from .plots import SIGNIFICANT, combine
+from .forgetting import combine
+from .plots import SIGNIFICANT
 from .tables import points
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ def scores_words(scores: Scores) -> str:
     """What was scored, over how many examples, by which method."""
     counts = scores.counts.tolist()
     return (
-        f"{_many(len(scores.groups), 'group')} ({_listed(scores.groups)}) scored on {scores.num_layers * scores.width:,} "
-        f"neurons of site {scores.site} ({_many(scores.num_layers, 'layer')} of {scores.width:,}), by method "
-        f"{scores.method} on objective {scores.objective}, over {_span(counts)} examples a group."
+        f"{_many(len(scores.groups), 'group')} ({_listed(scores.groups)}) scored on "
+        f"{scores.num_layers * scores.width:,} neurons of site {scores.site} "
+        f"({_many(scores.num_layers, 'layer')} of {scores.width:,}), by method {scores.method} on objective {scores.objective}, over {_span(counts)} examples a group."
     )
 
 
@@ -45,8 +46,8 @@ def effects_words(effects: Effects) -> tuple[str, ...]:
     """For how many sets silencing hurts the own group more than the others and more than matched controls do."""
     base = 100 * effects.accuracy_base[torch.isfinite(effects.accuracy_base)]
     said = (
-        f"With nothing silenced, accuracy ({effects.metric}) is {base.mean():.1f} % on the mean of {_many(len(base), 'group')} "
-        f"({_span(base.tolist(), '.1f')} %)."
+        f"With nothing silenced, accuracy ({effects.metric}) is {base.mean():.1f} % on the mean of "
+        f"{_many(len(base), 'group')} ({_span(base.tolist(), '.1f')} %)."
     )
     rows = [row for row in effects.summary() if row["group"] is not None]
     controls = effects.controls.shape[1]
@@ -60,10 +61,10 @@ def effects_words(effects: Effects) -> tuple[str, ...]:
         for now, was in (("ablated", "base"), ("others", "others_base"), ("controls", "base"))
     )
     found = (
-        f"Silencing (kind {effects.kind}) hurts the own group more than the mean of the others and more than the mean of "
-        f"{_many(controls, 'matched random set')} for {len(specific)} of {_many(len(rows), 'set')} (both corrected p < "
-        f"{SIGNIFICANT}). Mean change in percentage points: own group {change}, other groups {others}, own group by "
-        f"controls {random}."
+        f"Silencing (kind {effects.kind}) hurts the own group more than the mean of the others and more than the mean "
+        f"of {_many(controls, 'matched random set')} for {len(specific)} of {_many(len(rows), 'set')} (both corrected "
+        f"p < {SIGNIFICANT}). Mean change in percentage points: own group {change}, other groups {others}, own group "
+        f"by controls {random}."
     )
     left = [row["set"] for row in rows if not row["specific"]]
     return (said, found, *((f"Not shown for {_listed(left)}.",) if left else ()))
@@ -80,9 +81,9 @@ def overlap_words(overlap: Overlap) -> str:
     more, fewer = int((sure & (jaccard > expected)).sum()), int((sure & (jaccard < expected)).sum())
     total = int(known.sum())
     return (
-        f"Of {_many(total, 'pair')} of sets, {more} share more neurons than random sets of their sizes would and {fewer} fewer "
-        f"(corrected p < {SIGNIFICANT}); the other {total - more - fewer} cannot be told from chance. Mean Jaccard index "
-        f"{jaccard[known].mean():.3f}, by chance {expected[known].mean():.3f}."
+        f"Of {_many(total, 'pair')} of sets, {more} share more neurons than random sets of their sizes would and "
+        f"{fewer} fewer (corrected p < {SIGNIFICANT}); the other {total - more - fewer} cannot be told from chance. "
+        f"Mean Jaccard index {jaccard[known].mean():.3f}, by chance {expected[known].mean():.3f}."
     )
 
 
@@ -90,16 +91,18 @@ def similarity_words(similarity: Similarity) -> str:
     """How alike the parameters of two sets are, next to chance."""
     first, second = torch.triu_indices(len(similarity.groups), len(similarity.groups), offset=1)
     shared, unshared, chance, high = (
-        t[first, second].double() for t in (similarity.values, similarity.values_unshared, similarity.chance, similarity.chance_high)
+        t[first, second].double()
+        for t in (similarity.values, similarity.values_unshared, similarity.chance, similarity.chance_high)
     )
     known = torch.isfinite(unshared) & torch.isfinite(high)
     if not bool(known.any()):
         return "There is no pair of sets whose parameters could be compared without their shared neurons."
     above = int((unshared > high)[known].sum())
     return (
-        f"Mean cosine of the parameters of two sets, over pairs and layers: {shared.nanmean():.3f}; without the neurons they "
-        f"share {unshared.nanmean():.3f}; random sets {chance.nanmean():.3f}. Without shared neurons, {above:,} of "
-        f"{int(known.sum()):,} pairs in a layer lie above the 95 % interval of random sets (not corrected for their number)."
+        f"Mean cosine of the parameters of two sets, over pairs and layers: {shared.nanmean():.3f}; without the "
+        f"neurons they share {unshared.nanmean():.3f}; random sets {chance.nanmean():.3f}. Without shared neurons, "
+        f"{above:,} of {int(known.sum()):,} pairs in a layer lie above the 95 % interval of random sets (not "
+        "corrected for their number)."
     )
 
 
@@ -112,8 +115,8 @@ def retention_words(retention: Any) -> list[str]:
         before, after = float(retention.before[new]), float(retention.after[m, new])
         interval = f"{100 * float(retention.after_low[m, new]):.1f} to {100 * float(retention.after_high[m, new]):.1f}"
         words = (
-            f"Tuning on {retention.group} by method {method} ({int(retention.trainable[m]):,} numbers trained) took its accuracy "
-            f"from {100 * before:.1f} % to {100 * after:.1f} % (95 % interval {interval})"
+            f"Tuning on {retention.group} by method {method} ({int(retention.trainable[m]):,} numbers trained) took "
+            f"its accuracy from {100 * before:.1f} % to {100 * after:.1f} % (95 % interval {interval})"
         )
         if kept:
             was, now = retention.before[kept].double(), retention.after[m, kept].double()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from neuropolis.analysis.effects import Effects
 from neuropolis.analysis.overlap import Overlap, overlap
 from neuropolis.analysis.similarity import Similarity
@@ -20,7 +19,8 @@ from neuropolis.neurons.sets import NeuronSet
 SUBJECT = "0123456789abcdef"
 LAYERS, WIDTH = 6, 64
 NAMES = (
-    "japan", "mexico", "中国", "日本", "Ελλάδα", "Україна", "한국", "Bosnia and Herzegovina", "ethiopia", "iran", "peru", "kenya",
+    "japan", "mexico", "中国", "日本", "Ελλάδα", "Україна", "한국", "Bosnia and Herzegovina", "ethiopia",
+    "iran", "peru", "kenya",
 )  # fmt: skip
 
 
@@ -32,7 +32,9 @@ def make_sets(groups: tuple[str, ...], seed: int = 0) -> dict[str, NeuronSet]:
     generator = torch.Generator().manual_seed(seed)
     density = torch.linspace(0.02, 0.12, LAYERS)[:, None]
     return {
-        name: NeuronSet("mlp", SUBJECT, torch.rand((LAYERS, WIDTH), generator=generator) < density, {"made": "select", "top": 0.05})
+        name: NeuronSet(
+            "mlp", SUBJECT, torch.rand((LAYERS, WIDTH), generator=generator) < density, {"made": "select", "top": 0.05}
+        )
         for name in groups
     }
 
@@ -47,8 +49,10 @@ def make_scores(groups: tuple[str, ...], seed: int = 0) -> Scores:
     )
 
 
-def make_effects(groups: tuple[str, ...], *, hurt: float = 0.7, items: int = 24, controls: int = 20, seed: int = 0) -> Effects:
-    """Every question of a set's own group turns wrong with chance `hurt` when it is silenced, of others with chance 0.06."""
+def make_effects(
+    groups: tuple[str, ...], *, hurt: float = 0.7, items: int = 24, controls: int = 20, seed: int = 0
+) -> Effects:
+    """Questions of a set's own group turn wrong with chance `hurt` when it is silenced, others with chance 0.06."""
     generator = torch.Generator().manual_seed(seed)
     count, questions = len(groups), len(groups) * items
     group_index = torch.arange(count).repeat_interleave(items)
@@ -72,7 +76,8 @@ def make_overlap(groups: tuple[str, ...], seed: int = 0) -> Overlap:
     p = torch.where((jaccard / expected - 1).abs() > 1.5, 0.001, 0.6).fill_diagonal_(torch.nan).double()
     layered = jaccard[..., None].repeat(1, 1, LAYERS)
     return Overlap(
-        "mlp", SUBJECT, groups, torch.full((len(groups),), 27), (jaccard * 27).long(), jaccard, expected, expected * 0.4,
+        "mlp", SUBJECT, groups, torch.full((len(groups),), 27), (jaccard * 27).long(), jaccard,
+        expected, expected * 0.4,
         expected * 1.8, p, p, layered, expected[..., None].repeat(1, 1, LAYERS), {"alpha": 0.05},
     )  # fmt: skip
 
@@ -89,7 +94,8 @@ def make_similarity(groups: tuple[str, ...], seed: int = 0) -> Similarity:
     unshared[diagonal] = torch.nan
     values[diagonal] = 1.0
     return Similarity(
-        "mlp", SUBJECT, groups, torch.full((len(groups), LAYERS), 5), values, unshared, chance, chance - 0.12, chance + 0.12,
+        "mlp", SUBJECT, groups, torch.full((len(groups), LAYERS), 5), values, unshared, chance,
+        chance - 0.12, chance + 0.12,
         {"controls": 20, "seed": 0},
     )  # fmt: skip
 
@@ -109,13 +115,17 @@ def make_retention(groups: tuple[str, ...], new: str = "ναυς", seed: int = 0
 
 
 def make_study(
-    groups: tuple[str, ...], *, without: tuple[str, ...] = (), new: str = "ναυς", path: str = "study.h5",
+    groups: tuple[str, ...],
+    *,
+    without: tuple[str, ...] = (),
+    new: str = "ναυς",
+    path: str = "study.h5",
     subject: Mapping[str, str] | None = None,
 ) -> Study:
     """A study in memory with every part but those named."""
     parts: dict[tuple[str, str], Any] = {("set", name): neurons for name, neurons in make_sets(groups).items()}
     parts |= {
-        ("scores", "scores"): make_scores(groups), ("effects", "effects"): make_effects(groups),
+        ("scores", "scores"): make_scores(groups), ("effects", "effects"): make_effects(groups, items=12, controls=4),
         ("overlap", "overlap"): overlap(make_sets(groups)), ("similarity", "similarity"): make_similarity(groups),
         ("retention", "retention"): make_retention(groups, new),
     }  # fmt: skip

@@ -17,8 +17,8 @@ from figure_makers import (
     make_similarity,
     names,
 )
-
 from neuropolis.figures import plots
+from neuropolis.figures.forgetting import combine
 from neuropolis.figures.saving import save_figure
 from neuropolis.figures.style import FigureError
 from neuropolis.neurons.sets import NeuronSet
@@ -62,7 +62,7 @@ def test_neurons_by_layer_refuses_sets_of_different_depth():
 
 
 def test_effect_matrix_shows_changes_in_points_and_summaries_beside(groups):
-    effects = make_effects(groups)
+    effects = make_effects(groups, items=12, controls=4)
     figure = plots.effect_matrix(effects)
     change, control = 100 * effects.effect.numpy(), 100 * effects.control_effect.numpy()
     np.testing.assert_allclose(mesh(figure), change)
@@ -138,24 +138,26 @@ def test_forgetting_shows_the_new_group_and_the_mean_of_the_trained_ones(groups)
     left, right = plots.forgetting(retention).axes
     after = 100 * retention.after
     assert [bar.lines[0].get_xdata()[0] for bar in left.containers[:3]] == pytest.approx(after[:, -1].tolist())
-    assert [bar.lines[0].get_xdata()[0] for bar in right.containers[:3]] == pytest.approx(after[:, :-1].mean(dim=1).tolist())
+    assert [bar.lines[0].get_xdata()[0] for bar in right.containers[:3]] == pytest.approx(
+        after[:, :-1].mean(dim=1).tolist()
+    )
     assert left.lines[0].get_xdata() == pytest.approx([25, 25])
     assert right.lines[0].get_xdata() == pytest.approx([95, 95])
 
 
 def test_the_interval_of_a_mean_adds_half_widths_in_squares():
     means, low = np.array([50.0, 60.0]), np.array([47.0, 56.0])
-    assert plots.combine(low, means, -1) == pytest.approx(55 - 5 / 2)  # sqrt(3^2 + 4^2) = 5
+    assert combine(low, means, -1) == pytest.approx(55 - 5 / 2)  # sqrt(3^2 + 4^2) = 5
 
 
-def test_drawing_leaves_settings_and_pyplot_as_they_were(groups, tmp_path):
+def test_drawing_leaves_settings_and_pyplot_as_they_were(tmp_path):
     from matplotlib import pyplot
 
     matplotlib.rcParams["font.size"] = 17.0
     try:
         before = dict(matplotlib.rcParams)
-        save_figure(plots.effect_matrix(make_effects(groups, controls=3)), tmp_path / "a.png")
-        save_figure(plots.similarity_by_layer(make_similarity(groups)), tmp_path / "a.svg")
+        save_figure(plots.effect_matrix(make_effects(("a", "b"), controls=3)), tmp_path / "a.png")
+        save_figure(plots.similarity_by_layer(make_similarity(("a", "b"))), tmp_path / "a.svg")
         assert dict(matplotlib.rcParams) == before
         assert pyplot.get_fignums() == []
     finally:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 import torch
 from figure_makers import SUBJECT, make_effects, make_study, names
-
 from neuropolis.analysis.study import MADE_BY, load, save
 from neuropolis.figures import words
 from neuropolis.figures.report import page, report
@@ -90,7 +90,7 @@ def test_the_page_can_be_read_without_seeing_it(html):
     assert all(attributes["role"] == "img" for attributes in svgs)
     levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 def test_the_page_has_the_numbers_of_the_artefacts(html, groups):
@@ -113,7 +113,11 @@ def test_numbers_sort_as_numbers(html):
 
 
 def test_names_stay_text_everywhere():
-    text = page(make_study((HOSTILE, 'b" onload="alert(2)'), new=f"new {HOSTILE}", subject={"name": HOSTILE, "fingerprint": HOSTILE}))
+    text = page(
+        make_study(
+            (HOSTILE, 'b" onload="alert(2)'), new=f"new {HOSTILE}", subject={"name": HOSTILE, "fingerprint": HOSTILE}
+        )
+    )
     read = Page(text)
     assert sum(tag == "script" for tag, _ in read.tags) == 1
     assert not any(name.startswith("on") for _, attributes in read.tags for name in attributes)

@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 from figure_makers import make_retention, make_sets, make_study
-
 from neuropolis.figures import plots, style
 from neuropolis.figures.report import page
 from neuropolis.figures.saving import inline_svg, save_figure, write_whole
@@ -54,7 +53,7 @@ def test_writing_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FigureError, match="there is no folder .*nowhere"):
+    with pytest.raises(FigureError, match=r"there is no folder .*nowhere"):
         write_whole(tmp_path / "nowhere" / "page.html", b"")
 
 
@@ -78,7 +77,10 @@ def test_inline_figures_name_themselves_and_follow_the_page(figure):
 
 
 def test_names_stay_text_in_svg(figure, tmp_path):
-    for svg in (inline_svg(figure, prefix="one", title=HOSTILE, description="d"), save_figure(figure, tmp_path / "a.svg").read_text()):
+    for svg in (
+        inline_svg(figure, prefix="one", title=HOSTILE, description="d"),
+        save_figure(figure, tmp_path / "a.svg").read_text(),
+    ):
         assert "<script" not in svg
         assert "<i>" not in svg
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in svg
