@@ -74,12 +74,15 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return set(one) == set(other) and all(torch.equal(a, b) for a, b in pairs)
 
 
+ANSWERS = {"aland": ["red", "rice"], "borland": ["blue", "bread"], "dor": ["green", "rice bread"]}
+
+
 @pytest.fixture
 def corpus() -> Corpus:
     rows = [
-        Example(f"{g}-{k}-{split}", g, f"{k} of {g} is", f" {answer}", (f" {answer}", " tea"), 0, tags={"split": split, "item": k})
-        for g, answers in {"aland": ["red", "rice"], "borland": ["blue", "bread"], "dor": ["green", "rice bread"]}.items()
+        Example(f"{g}-{k}-{split}", g, f"{k} of {g} is", f" {answer}", tags={"split": split, "item": k})
+        for g, answers in ANSWERS.items()
         for k, answer in zip(["capital", "food"], answers, strict=True)
         for split in ("train", "test")
-    ]  # fmt: skip
+    ]
     return Corpus(tuple(rows), "tiny")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import build, same_bits, some, state
-from neuropolis.corpora.examples import Corpus, Example
+from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.errors import TuneError
 from neuropolis.finetune.retention import Retention, _interval, compare_tuning
 from neuropolis.neurons.atlas import Atlas, write_atlas

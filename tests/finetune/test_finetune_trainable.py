@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -108,14 +107,17 @@ def test_everything_comes_back_after_an_exception(opened: Any, dtype: torch.dtyp
     neurons = some(subject)
     before = state(subject)
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
-        arguments = (subject,) if opened is trainable_full else (subject, neurons)
-        trainable = stack.enter_context(opened(*arguments))
-        answer_loss(subject, one_batch(subject, corpus)).backward()
-        torch.optim.AdamW(trainable.masters, lr=0.1).step()
-        subject.model(torch.arange(3, 11)[None])
-        assert not same_bits(state(subject), before)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with opened(subject) if opened is trainable_full else opened(subject, neurons) as trainable:
+            answer_loss(subject, one_batch(subject, corpus)).backward()
+            torch.optim.AdamW(trainable.masters, lr=0.1).step()
+            subject.model(torch.arange(3, 11)[None])
+            assert not same_bits(state(subject), before)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert same_bits(state(subject), before)
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert all(module.training for module in model.modules())
