@@ -85,12 +85,21 @@ def _group_rows(corpus: Corpus, controls: bool) -> Tensor:
 
 
 def _scores(
-    sums: Sums, corpus: Corpus, site: str, subject: Subject, method: str, objective: str, origin: dict[str, Any], controls: bool
+    sums: Sums,
+    corpus: Corpus,
+    site: str,
+    subject: Subject,
+    method: str,
+    objective: str,
+    origin: dict[str, Any],
+    controls: bool,
 ) -> Scores:
     counts = sums.counts.to(sums.signed.device)[:, None, None]
     values, signed, squares = ((part / counts).cpu() for part in (sums.absolute, sums.signed, sums.squares))
     if not bool(torch.isfinite(values).all()):
-        raise CorpusError("scores are not finite although the objective is; the backward overflowed: load a wider dtype")
+        raise CorpusError(
+            "scores are not finite although the objective is; the backward overflowed: load a wider dtype"
+        )
     number = len(corpus.groups)
     twin = {"control_values": values[number:], "control_signed": signed[number:]} if controls else {}
     return Scores(

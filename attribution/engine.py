@@ -68,7 +68,9 @@ def one_pass(
     done = 0
     with subject.quiet(), torch.enable_grad():
         for batch in batches(encoded, max_tokens=max_tokens, padding_side=padding_side, pad_id=pad_id(subject)):
-            sink = _Sink(sums, groups[batch.rows].to(subject.device), batch.real.to(subject.device), sign, tokens, contribution)
+            sink = _Sink(
+                sums, groups[batch.rows].to(subject.device), batch.real.to(subject.device), sign, tokens, contribution
+            )
             with ExitStack() as stack:
                 for layer, tap in enumerate(site.taps):
                     stack.enter_context(tap.attached(lambda x, layer=layer, sink=sink: _tapped(x, layer, sink)))

@@ -58,7 +58,9 @@ def logit_difference(logits: Tensor, batch: Batch, contrasts: Sequence[Sequence[
         for place, row in enumerate(batch.rows.tolist())
         for c in contrasts[row]
     ]
-    place, column, right, wrong, weight = (torch.tensor(part, device=logits.device) for part in zip(*table, strict=True))
+    place, column, right, wrong, weight = (
+        torch.tensor(part, device=logits.device) for part in zip(*table, strict=True)
+    )
     wide = logits if logits.dtype == torch.float64 else logits.float()
     difference = (wide[place, column, right] - wide[place, column, wrong]) * weight.to(wide.dtype)
     return torch.zeros(len(batch.rows), dtype=wide.dtype, device=wide.device).index_add(0, place, difference)

@@ -63,7 +63,9 @@ def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Floa
     if contrast == "controls":
         twin = scores.control_values if by == "values" else scores.control_signed
         if twin is None:
-            raise SetError("these scores have no controls; score them with attribute(..., controls=True) (locate --controls)")
+            raise SetError(
+                "these scores have no controls; score them with attribute(..., controls=True) (locate --controls)"
+            )
         return own - twin
     if contrast not in CONTRASTS:
         raise SetError(f"unknown contrast {contrast!r}; contrasts are None, {', '.join(CONTRASTS)}")

@@ -71,10 +71,17 @@ def new_model(recipe: Recipe) -> Any:
     torch.manual_seed(recipe.seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=recipe.vocabulary, hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
-            num_hidden_layers=recipe.num_layers, num_attention_heads=recipe.num_heads,
-            num_key_value_heads=recipe.num_heads, max_position_embeddings=256, tie_word_embeddings=True,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            vocab_size=recipe.vocabulary,
+            hidden_size=recipe.hidden_size,
+            intermediate_size=recipe.intermediate_size,
+            num_hidden_layers=recipe.num_layers,
+            num_attention_heads=recipe.num_heads,
+            num_key_value_heads=recipe.num_heads,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
         )  # fmt: skip
     )
 
@@ -144,9 +151,13 @@ def train(recipe: Recipe, *, minutes: float, log: Any = None) -> tuple[Any, Any,
         schedule.step()
         recent = [*recent[-99:], float(loss.detach())]
         if log and (step + 1) % 100 == 0:
-            log(f"step {step + 1}/{recipe.steps}  loss {sum(recent) / len(recent):.4f}  {time.monotonic() - began:.0f} s")
+            log(
+                f"step {step + 1}/{recipe.steps}  loss {sum(recent) / len(recent):.4f}  {time.monotonic() - began:.0f} s"
+            )
         if time.monotonic() - began > minutes * 60:
-            raise TimeoutError(f"{minutes} minutes were over at step {step + 1} of {recipe.steps}; raise --minutes or lower --steps")
+            raise TimeoutError(
+                f"{minutes} minutes were over at step {step + 1} of {recipe.steps}; raise --minutes or lower --steps"
+            )
     model.eval()
     facts = {"texts": len(texts), "loss": sum(recent) / len(recent), "seconds": round(time.monotonic() - began)}
     return model, tokenizer, facts

@@ -12,7 +12,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +54,9 @@ def record_type(kind: str) -> Callable[[Callable[[Record], T]], Callable[[Record
 def decode(record: Record) -> Any:
     """The artefact that a record holds. Raises AtlasError for a kind that this version does not know."""
     if record.kind not in _REGISTRY:
-        raise AtlasError(f"the atlas holds a {record.kind!r}, which this version cannot read; it knows {sorted(_REGISTRY)}")
+        raise AtlasError(
+            f"the atlas holds a {record.kind!r}, which this version cannot read; it knows {sorted(_REGISTRY)}"
+        )
     return _REGISTRY[record.kind](record)
 
 
@@ -109,7 +110,9 @@ class Atlas:
                 f"({'truncated' if actual < size else 'overgrown'}); restore it from a copy or make it again"
             )
         if verify and _digest(self.path) != digest:
-            raise AtlasError(f"{self.path} is damaged: its checksum does not match; restore it from a copy or make it again")
+            raise AtlasError(
+                f"{self.path} is damaged: its checksum does not match; restore it from a copy or make it again"
+            )
         self._file = h5py.File(self.path, "r")
         self.subject: dict[str, Any] = json.loads(str(self._file.attrs["subject"]))
         self.versions: dict[str, str] = json.loads(str(self._file.attrs["versions"]))
@@ -178,7 +181,9 @@ def _read_header(path: Path) -> tuple[str, int]:
     with open(path, "rb") as raw:
         header = raw.read(HEADER_BYTES)
     if not header.startswith(_MAGIC):
-        raise AtlasError(f"{path} is not a neuropolis atlas (or its header is damaged); expected a file made by this toolkit")
+        raise AtlasError(
+            f"{path} is not a neuropolis atlas (or its header is damaged); expected a file made by this toolkit"
+        )
     try:
         lines = header.decode("ascii").splitlines()
         digest, size = lines[1].removeprefix("sha256 "), int(lines[2].removeprefix("bytes "))

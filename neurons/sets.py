@@ -39,7 +39,12 @@ class NeuronSet:
 
     @classmethod
     def from_indices(
-        cls, subject: Subject, *, site: str = "mlp", indices: Mapping[int, Iterable[int]], origin: Mapping[str, Any] | None = None
+        cls,
+        subject: Subject,
+        *,
+        site: str = "mlp",
+        indices: Mapping[int, Iterable[int]],
+        origin: Mapping[str, Any] | None = None,
     ) -> NeuronSet:
         """The set of these neurons, given as {layer: neuron indices}.
 

@@ -196,7 +196,9 @@ def _split_channels(owner: nn.Module, fused: nn.Module, split: Callable[[nn.Modu
     numbers = torch.arange(out_width, dtype=torch.float32)
     stand_in = copy.copy(fused)
     stand_in._parameters = dict(fused._parameters)
-    weight = numbers.expand(in_width, out_width) if is_transposed(fused) else numbers[:, None].expand(out_width, in_width)
+    weight = (
+        numbers.expand(in_width, out_width) if is_transposed(fused) else numbers[:, None].expand(out_width, in_width)
+    )
     stand_in._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     if stand_in._parameters.get("bias") is not None:
         stand_in._parameters["bias"] = nn.Parameter(numbers, requires_grad=False)
@@ -211,5 +213,7 @@ def _split_channels(owner: nn.Module, fused: nn.Module, split: Callable[[nn.Modu
         column = part.weight[:, 0] if not is_transposed(part) else part.weight[0]
         parts.append(column.round().long().cpu())
     if sorted(torch.cat(parts).tolist()) != list(range(out_width)):
-        raise SiteError(f"the split of {type(fused).__name__} does not cover its {out_width} output channels exactly once")
+        raise SiteError(
+            f"the split of {type(fused).__name__} does not cover its {out_width} output channels exactly once"
+        )
     return parts

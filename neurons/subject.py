@@ -86,7 +86,9 @@ class Subject:
                 parameter.requires_grad_(True)
 
 
-def load_model(source: Any, *, tokenizer: Any = None, dtype: torch.dtype | None = None, device: str | None = None) -> Subject:
+def load_model(
+    source: Any, *, tokenizer: Any = None, dtype: torch.dtype | None = None, device: str | None = None
+) -> Subject:
     """Load a subject.
 
     `source` is a hub id, a local folder, `"bundled:polis"`, an `nn.Module`, a pair (module, tokenizer), a TransformerLens
@@ -131,7 +133,9 @@ def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str
     if looks_local and not (Path(where).expanduser() / "config.json").is_file():
         raise SubjectError(f"no model in {where!r}: expected a folder with config.json and weights; check the path")
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(Path(where).expanduser()) if looks_local else where, dtype=dtype or "auto")
+        model = AutoModelForCausalLM.from_pretrained(
+            str(Path(where).expanduser()) if looks_local else where, dtype=dtype or "auto"
+        )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise SubjectError(
@@ -181,7 +185,9 @@ def _check(subject: Subject, site: Site) -> None:
     for layer, tap in enumerate(site.taps):
         if seen.get(layer) != tap.width:
             found = f"width {seen[layer]}" if layer in seen else "no forward through it"
-            raise SiteError(f"site {site.name!r}, layer {layer} ({tap.path}): expected width {tap.width}, found {found}")
+            raise SiteError(
+                f"site {site.name!r}, layer {layer} ({tap.path}): expected width {tap.width}, found {found}"
+            )
 
 
 @contextmanager
@@ -190,6 +196,7 @@ def _watch(site: Site, note: Any) -> Iterator[None]:
 
     with ExitStack() as stack:
         for layer, tap in enumerate(site.taps):
+
             def look(x: Tensor, layer: int = layer) -> None:
                 note(layer, int(x.shape[-1]))
 

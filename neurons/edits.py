@@ -1,0 +1,73 @@
+"""Edits: a set silenced in the weights themselves, written as a plain checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .errors import SetError
+from .sets import NeuronSet
+from .sites import Tap, is_transposed
+from .subject import Subject
+
+
+def export_silenced(subject: Subject, neurons: NeuronSet, folder: str | Path, *, factor: float = 0.0) -> Path:
+    """Write a Hugging Face checkpoint in which a set's activations are multiplied by `factor` (0 silences them).
+
+    The same as `intervene(kind="zero")` or `kind="scale"`, in the weights: for sites on the input side of a projection
+    (`mlp`, `attn`) the projection's columns are scaled, for sites on an output side its rows and bias. The folder
+    loads with plain `from_pretrained`. The subject is the same afterwards, bit for bit.
+
+    Raises SetError for a set of another subject, and when the folder exists and is not empty.
+    """
+    neurons.check(subject)
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SetError(f"{folder} exists and is not an empty folder; choose another")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with _scaled(subject, neurons, factor):
+            subject.model.save_pretrained(work)
+        subject.tokenizer.save_pretrained(work)
+        work.chmod(0o755)
+        work.replace(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _scaled(subject: Subject, neurons: NeuronSet, factor: float) -> Iterator[None]:
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        with torch.no_grad():
+            for layer, tap in enumerate(subject.site(neurons.site).taps):
+                index = neurons.indices(layer)
+                if len(index):
+                    for tensor, dim in _weights(tap):
+                        kept.append((tensor, tensor.detach().clone()))
+                        channels = index if tap.channels is None else tap.channels[index]
+                        channels = channels.to(tensor.device)
+                        tensor.index_copy_(dim, channels, tensor.index_select(dim, channels) * factor)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, old in reversed(kept):
+                tensor.copy_(old)
+
+
+def _weights(tap: Tap) -> Iterator[tuple[torch.Tensor, int]]:
+    """The tensors whose entries carry a tap's neurons, and the dimension that numbers them."""
+    weight = tap.module.weight
+    assert isinstance(weight, torch.Tensor)
+    outputs = 1 if is_transposed(tap.module) else 0
+    yield weight, (1 - outputs if tap.side == "in" else outputs)
+    bias = getattr(tap.module, "bias", None)
+    if tap.side == "out" and isinstance(bias, torch.Tensor):
+        yield bias, 0
