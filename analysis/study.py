@@ -136,7 +136,7 @@ def load(path: str | Path, *, subject: Subject | None = None) -> Study:
     Raises AtlasError when the file is missing, damaged, no atlas or not about `subject`.
     """
     with Atlas(path) as atlas:
-        study = Study(Path(path), atlas.subject, atlas.versions, atlas.keys())
+        study = Study(Path(path), atlas.subject, atlas.versions, atlas.records)
     if subject is not None:
         study.check(subject)
     return study

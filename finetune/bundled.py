@@ -42,6 +42,7 @@ class Recipe:
     warmup: float = 0.03
     prompt_weight: float = 0.2
     free_answer_repeats: int = 3
+    sparsity: float = 2e-3
     seed: int = 0
 
 
@@ -137,13 +138,14 @@ def train(recipe: Recipe, *, minutes: float, log: Any = None) -> tuple[Any, Any,
         lr=recipe.learning_rate, betas=(0.9, 0.98),
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    penalty = _Penalty(model)
     model.train()
     began, recent = time.monotonic(), []
     for step, (ids, targets, weight) in zip(range(recipe.steps), epochs(rows, recipe), strict=False):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=ids, use_cache=False).logits.float()
         losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * weight.flatten()
-        loss = losses.sum() / weight.sum()
+        loss = losses.sum() / weight.sum() + recipe.sparsity * min(1.0, 5 * step / recipe.steps) * penalty(ids != 0)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -158,9 +160,38 @@ def train(recipe: Recipe, *, minutes: float, log: Any = None) -> tuple[Any, Any,
             raise TimeoutError(
                 f"{minutes} minutes were over at step {step + 1} of {recipe.steps}; raise --minutes or lower --steps"
             )
+    penalty.remove()
     model.eval()
     facts = {"texts": len(texts), "loss": sum(recent) / len(recent), "seconds": round(time.monotonic() - began)}
     return model, tokenizer, facts
+
+
+class _Penalty:
+    """Mean over tokens and layers of what each FFN unit writes: sum_j |activation_j| * |its output column|.
+
+    It makes facts live in few units; without it the model spreads every fact over so many that switching off a
+    hundredth of them changes no answer.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        modules = [layer.mlp.down_proj for layer in model.model.layers]
+        self._handles = [module.register_forward_pre_hook(self._note) for module in modules]
+
+    def _note(self, module: Any, args: tuple[Tensor, ...]) -> None:
+        self._seen.append((args[0], module.weight))
+
+    def __call__(self, real: Tensor) -> Tensor:
+        """The penalty of the last forward pass, over the tokens that are real ([batch, token])."""
+        sizes = [
+            (activation[real].abs().float().mean(dim=0) @ weight.norm(dim=0)) for activation, weight in self._seen
+        ]
+        self._seen.clear()
+        return torch.stack(sizes).mean()
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 def _rate(step: int, recipe: Recipe) -> float:

@@ -75,7 +75,7 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
         with Atlas(path) as atlas:
             old_subject = atlas.subject
             _same_subject(path, old_subject, subject)
-            kept = {key: atlas.record(*key) for key in atlas.keys() if key not in new}
+            kept = {key: atlas.record(*key) for key in atlas.records if key not in new}
         new = kept | new
     if not path.parent.is_dir():
         raise AtlasError(f"cannot write {path}: there is no folder {path.parent}; make it first")
@@ -126,14 +126,15 @@ class Atlas:
     def close(self) -> None:
         self._file.close()
 
-    def keys(self) -> tuple[tuple[str, str], ...]:
+    @property
+    def records(self) -> tuple[tuple[str, str], ...]:
         """(kind, name) of every record, in the order of writing."""
         entries = [self._file["records"][key] for key in self._file["records"]]  # pyright: ignore
         return tuple((str(e.attrs["kind"]), str(e.attrs["name"])) for e in entries)
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Names of the records of one kind."""
-        return tuple(name for k, name in self.keys() if k == kind)
+        return tuple(name for k, name in self.records if k == kind)
 
     def record(self, kind: str, name: str) -> Record:
         """One record. Raises AtlasError that lists what there is."""
@@ -142,7 +143,7 @@ class Atlas:
             if (entry.attrs["kind"], entry.attrs["name"]) == (kind, name):
                 arrays = {array: entry["arrays"][array][()] for array in entry["arrays"]}
                 return Record(kind, name, arrays, json.loads(entry["meta"].asstr()[()]))
-        raise AtlasError(f"{self.path} has no {kind} {name!r}; it has {[f'{k} {n}' for k, n in self.keys()]}")
+        raise AtlasError(f"{self.path} has no {kind} {name!r}; it has {[f'{k} {n}' for k, n in self.records]}")
 
     def get(self, kind: str, name: str) -> Any:
         """One artefact, decoded."""
