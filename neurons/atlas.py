@@ -79,9 +79,10 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
         new = kept | new
     if not path.parent.is_dir():
         raise AtlasError(f"cannot write {path}: there is no folder {path.parent}; make it first")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    temporary = ""
     try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
         _write(Path(temporary), new.values(), {**old_subject, **(subject or {})})
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
@@ -90,7 +91,8 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
             f"could not write {path}: {error}; what stood there before is untouched. Is the disk full or read-only?"
         ) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
     return path
 
 
