@@ -48,7 +48,8 @@ def questions() -> Corpus:
     examples = [
         Example(
             id=f"{group}{item}{form}", group=group, prompt=f"{form} {'z' * item}{group}", answer="x", choices=("y", "x"),
-            answer_index=1, tags={"item": f"{group}{item}", "split": "test" if item < 8 else "train"},
+            answer_index=1,
+            tags={"item": f"{group}{item}", "split": "test" if item < 8 else "train"},
         )
         for group in PLANTED for item in range(10) for form in ("p", "q")
     ]  # fmt: skip

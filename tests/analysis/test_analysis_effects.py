@@ -29,7 +29,8 @@ def made(
     as_bool = {"base": base, "ablated": ablated, "controls": controls}
     return Effects(
         "mlp", "s", "zero", "accuracy", sets, groups, torch.tensor(group), torch.tensor(item),
-        **{key: torch.tensor(value).bool() for key, value in as_bool.items()}, sizes=torch.ones(len(sets), dtype=torch.long),
+        **{key: torch.tensor(value).bool() for key, value in as_bool.items()},
+        sizes=torch.ones(len(sets), dtype=torch.long),
     )  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def test_rows_of_one_item_count_once() -> None:
 
 
 def test_groups_about_the_same_items_are_compared_item_by_item() -> None:
-    # two languages, four facts in both; ablation loses three facts in one of them: only the sign patterns as extreme count
+    # two languages, four facts in both; ablation loses three facts in one of them: one of eight sign patterns
     group, item = [0] * 4 + [1] * 4, [0, 1, 2, 3] * 2
     effects = made(group, item, [1] * 8, [[0, 0, 0, 1, 1, 1, 1, 1]], [[[1] * 8]])
     assert effects.p_vs_others.tolist() == [1 / 8]
