@@ -36,7 +36,10 @@ def select(
         scope=scope,
     )
     target = out or study
-    save(target, sets) if target == study else save(target, opened.scores, sets)
+    if target == study:
+        save(target, sets)
+    else:
+        save(target, opened.scores, sets, subject=opened.subject)
     layers = next(iter(sets.values())).num_layers
     say(f"neurons by layer ({contrast} contrast, top {top})")
     table(["group", "all", *map(str, range(layers))], [[g, len(s), *s.per_layer.tolist()] for g, s in sets.items()])
