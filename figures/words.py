@@ -27,7 +27,8 @@ def scores_words(scores: Scores) -> str:
     return (
         f"{_many(len(scores.groups), 'group')} ({_listed(scores.groups)}) scored on "
         f"{scores.num_layers * scores.width:,} neurons of site {scores.site} "
-        f"({_many(scores.num_layers, 'layer')} of {scores.width:,}), by method {scores.method} on objective {scores.objective}, over {_span(counts)} examples a group."
+        f"({_many(scores.num_layers, 'layer')} of {scores.width:,}), by method {scores.method} on objective "
+        f"{scores.objective}, over {_span(counts)} examples a group."
     )
 
 
