@@ -8,6 +8,7 @@ JSON. What a kind means is known to the class that registered it with `record_ty
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -84,7 +85,7 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
         os.replace(temporary, path)
     except (OSError, RuntimeError, ValueError) as error:
         raise AtlasError(
-            f"could not write {path}: {error}; what stood there before is untouched. Is the disk full or read-only?"
+            f"could not write {path}: {' '.join(str(error).split())}; what stood there before is untouched. Is the disk full or read-only?"
         ) from error
     finally:
         if temporary:
@@ -168,7 +169,9 @@ class Atlas:
 
 
 def _write(path: Path, records: Iterable[Record], subject: Mapping[str, Any]) -> None:
-    with h5py.File(path, "w", userblock_size=HEADER_BYTES, track_order=True) as file:
+    # made in memory first: HDF5 cannot close a file that it cannot write to, and crashes when the interpreter ends
+    image = io.BytesIO()
+    with h5py.File(image, "w", userblock_size=HEADER_BYTES, track_order=True) as file:
         file.attrs["subject"] = json.dumps(dict(subject))
         file.attrs["versions"] = json.dumps(library_versions())
         folder = file.create_group("records", track_order=True)
@@ -182,9 +185,10 @@ def _write(path: Path, records: Iterable[Record], subject: Mapping[str, Any]) ->
             for name, array in record.arrays.items():
                 options = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.size > 1024 else {}
                 arrays.create_dataset(name, data=array, **options)
-    with open(path, "r+b") as raw:
-        digest, size = _digest(path), path.stat().st_size
-        raw.write(_header(digest, size))
+    body = image.getbuffer()[HEADER_BYTES:]
+    with open(path, "wb") as raw:
+        raw.write(_header(hashlib.sha256(body).hexdigest(), HEADER_BYTES + len(body)))
+        raw.write(body)
         raw.flush()
         os.fsync(raw.fileno())
 
