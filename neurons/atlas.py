@@ -84,8 +84,9 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise AtlasError(
-            f"could not write {path}: {' '.join(str(error).split())}; what stood there before is untouched. Is the disk full or read-only?"
+            f"could not write {path}: {reason}; what stood there before is untouched. Is the disk full or read-only?"
         ) from error
     finally:
         if temporary:
