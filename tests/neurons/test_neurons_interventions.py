@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -232,6 +233,6 @@ def test_what_does_not_fit_is_refused(make_subject: Any) -> None:
         refuse(
             rf"kind '{kind}' needs a reference: npl.reference\(subject, corpus, site='mlp'\)", kind=kind
         )  # fmt: skip
-    wrong = reference(subject, site="gate")
+    wrong, foreign = reference(subject, site="gate"), replace(reference(subject), subject="x")
     refuse("the reference is of site 'gate', .* the set is of site 'mlp'", kind="mean", reference=wrong)
-    refuse("the reference is of site 'mlp', subject x;", kind="mean", reference=reference(subject, subject="x"))
+    refuse("the reference is of site 'mlp', subject x;", kind="mean", reference=foreign)
