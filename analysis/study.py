@@ -101,12 +101,12 @@ class Study:
         return ", ".join(sorted({kind for kind, _ in self.keys})) or "nothing"
 
 
-def save(path: str | Path, *artefacts: Any, subject: Subject | None = None, **named: Any) -> Path:
+def save(path: str | Path, *artefacts: Any, subject: Subject | Mapping[str, Any] | None = None, **named: Any) -> Path:
     """Write artefacts of one subject into an atlas; what it holds under other names stays.
 
     An artefact is anything with `subject` (a fingerprint) and `to_record(name)`, or a dictionary of such by name (the
     sets of `select`). One given without a name is called after its kind, a set after its group. `subject` adds the
-    model's name and tokenizer to the file.
+    model's name and tokenizer to the file; another study's `subject` will do.
 
     Raises AtlasError when there is nothing to save, when artefacts or the file are about different subjects, when two
     have one kind and name, or when writing fails; the file is then as it was.
@@ -116,7 +116,8 @@ def save(path: str | Path, *artefacts: Any, subject: Subject | None = None, **na
     if not pairs:
         raise AtlasError(f"nothing to save in {path}; give scores, sets, effects, overlap or similarity")
     records: dict[tuple[str, str], Record] = {}
-    owner = subject.fingerprint if subject is not None else pairs[0][1].subject
+    described = _description(subject)
+    owner = described.get("fingerprint", pairs[0][1].subject)
     for name, artefact in pairs:
         record = artefact.to_record() if name is None else artefact.to_record(name)
         if artefact.subject != owner:
@@ -127,7 +128,7 @@ def save(path: str | Path, *artefacts: Any, subject: Subject | None = None, **na
         if record.key in records:
             raise AtlasError(f"two artefacts to save are both {record.kind} {record.name!r}; give one another name")
         records[record.key] = record
-    return write_atlas(path, records.values(), subject={"fingerprint": owner} | _description(subject))
+    return write_atlas(path, records.values(), subject={"fingerprint": owner} | described)
 
 
 def load(path: str | Path, *, subject: Subject | None = None) -> Study:
@@ -157,10 +158,11 @@ def _named(name: str | None, artefact: Any) -> Iterator[tuple[str | None, Any]]:
     yield name, artefact
 
 
-def _description(subject: Subject | None) -> dict[str, Any]:
-    if subject is None:
-        return {}
+def _description(subject: Subject | Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(subject, Subject):
+        return dict(subject or {})
     return {
+        "fingerprint": subject.fingerprint,
         "name": subject.name, "tokenizer": tokenizer_fingerprint(subject.tokenizer),
         "class": type(subject.model).__name__,
         "num_layers": subject.num_layers, "num_parameters": subject.num_parameters, "dtype": str(subject.dtype),

@@ -59,14 +59,11 @@ def encode(subject: Subject, prompt: str | Messages, answer: str, *, name: str =
     if not getattr(tokenizer, "is_fast", False):
         raise SubjectError(f"{subject.name}: its tokenizer gives no offsets; load the fast version (use_fast=True)")
     special = isinstance(prompt, str)
-    if not isinstance(prompt, str):
-        if not getattr(tokenizer, "chat_template", None):
-            raise CorpusError(f"{name}: the prompt is a list of messages, but {subject.name} has no chat template")
-        prompt = tokenizer.apply_chat_template([dict(m) for m in prompt], tokenize=False, add_generation_prompt=True)
+    text = prompt if isinstance(prompt, str) else _rendered(subject, prompt, name)
     coded = tokenizer(
-        prompt + answer, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
+        text + answer, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
     )
-    border, end = len(prompt), len(prompt) + len(answer)
+    border, end = len(text), len(text) + len(answer)
     inside = [
         place
         for place, ((left, right), marker) in enumerate(
@@ -79,6 +76,14 @@ def encode(subject: Subject, prompt: str | Messages, answer: str, *, name: str =
     if inside[0] == 0:
         raise CorpusError(f"{name}: no token stands before the answer; give a longer prompt")
     return Encoded(tuple(coded["input_ids"][: inside[-1] + 1]), inside[0])
+
+
+def _rendered(subject: Subject, messages: Messages, name: str) -> str:
+    """Chat messages as the text that the subject's chat template makes of them, up to where the answer begins."""
+    if not getattr(subject.tokenizer, "chat_template", None):
+        raise CorpusError(f"{name}: the prompt is a list of messages, but {subject.name} has no chat template")
+    plain = [dict(message) for message in messages]
+    return str(subject.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
 
 
 def encode_example(subject: Subject, example: Example) -> Encoded:

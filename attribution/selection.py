@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +10,6 @@ from ..neurons.errors import SetError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 
-ContrastName = Literal["others", "controls", "z"]
 CONTRASTS = ("others", "controls", "z")
 
 
@@ -20,9 +17,9 @@ def select(
     scores: Scores,
     *,
     top: float | int = 0.01,
-    scope: Literal["global", "layer"] = "global",
-    contrast: ContrastName | None = None,
-    by: Literal["values", "signed"] = "values",
+    scope: str = "global",
+    contrast: str | None = None,
+    by: str = "values",
 ) -> dict[str, NeuronSet]:
     """The neurons that each group depends on most.
 
@@ -37,6 +34,8 @@ def select(
     Ties fall to the lower layer, then the lower index. Raises SetError when `top` is not in range, or when the contrast
     needs what the scores lack.
     """
+    if scope not in ("global", "layer"):
+        raise SetError(f"unknown scope {scope!r}; scopes are global, layer")
     ranked = contrasted(scores, contrast, by)
     layers, width = scores.num_layers, scores.width
     count = _count(top, layers * width if scope == "global" else width)
@@ -70,7 +69,7 @@ def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Floa
     if contrast not in CONTRASTS:
         raise SetError(f"unknown contrast {contrast!r}; contrasts are None, {', '.join(CONTRASTS)}")
     if len(scores.groups) < 2:
-        raise SetError(f"contrast {contrast!r} needs at least two groups, the scores have {scores.groups[0]!r} alone")
+        raise SetError(f"contrast {contrast!r} needs at least two groups, the scores have {', '.join(scores.groups)} alone")
     others = (own.sum(dim=0, keepdim=True) - own) / (len(scores.groups) - 1)
     if contrast == "others":
         return own - others

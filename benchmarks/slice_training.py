@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from processes import in_own_process, peak, resident
 
 WAYS = ("slice", "full", "masked full", "lora")
 Step = Callable[[], None]
@@ -53,7 +52,7 @@ def measure(way: str, shape: Shape, steps: int) -> dict[str, float]:
     with _opened(way, model, shape) as (trained, after_backward):
         # foreach would gather every gradient at once and count its own temporaries
         optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=False)
-        ready = _resident()
+        ready = resident()
         seconds = []
         for _ in range(steps + 1):
             start = time.process_time()
@@ -63,7 +62,7 @@ def measure(way: str, shape: Shape, steps: int) -> dict[str, float]:
             optimizer.zero_grad()
             seconds.append(time.process_time() - start)
         count = sum(parameter.numel() for parameter in trained)
-    return {"seconds": statistics.median(seconds[1:]), "mebibytes": _peak() - ready, "trained": count}
+    return {"seconds": statistics.median(seconds[1:]), "mebibytes": peak() - ready, "trained": count}
 
 
 @contextmanager
@@ -124,30 +123,6 @@ def _lora(model: Any, budget: int, shape: Shape) -> list[Any]:
     return [parameter for parameter in adapted.parameters() if parameter.requires_grad]
 
 
-def _resident() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _child(way: str, shape: dict[str, Any], steps: int, answer: Any) -> None:
-    answer.send(json.dumps(measure(way, Shape(**shape), steps)))
-
-
-def _in_own_process(way: str, shape: Shape, steps: int) -> dict[str, float]:
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    process = context.Process(target=_child, args=(way, asdict(shape), steps, there))
-    process.start()
-    there.close()
-    found = json.loads(here.recv())
-    process.join()
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3, help="steps that are timed in each run")
@@ -160,7 +135,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(arguments.repeats):
         for way in WAYS:
-            runs[way].append(_in_own_process(way, shape, arguments.steps))
+            runs[way].append(in_own_process(measure, way, shape, arguments.steps))
     found = {
         way: {key: statistics.median(run[key] for run in of_way) for key in of_way[0]} for way, of_way in runs.items()
     }

@@ -58,7 +58,7 @@ def demo(
 
     say(f"\n3. tune: learn {group} with 5 % of the FFN neurons, with as many random ones, and with all parameters")
     chosen = select(attribute(subject, new), top=0.05)[group]
-    recipe = dict(tune.RECIPE)
+    recipe = {"epochs": tune.EPOCHS, "batch_size": tune.BATCH_SIZE}
     delta = finetune(subject, new, chosen, lr=tune.SLICE_RATE, **recipe)
     with progress("tuning"):
         retention = compare_tuning(

@@ -32,9 +32,11 @@ def locate(
 ) -> None:
     from ..analysis.study import save
     from ..attribution.attribute import attribute
+    from ..neurons.atlas import check_target
 
     corpus = open_corpus(data, by=by)
     subject = open_model(model, dtype=dtype, device=device)
+    check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
     began = time.monotonic()
     with progress("scoring") as bar:
         scores = attribute(

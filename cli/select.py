@@ -33,12 +33,17 @@ def select(
         top=share(top),
         contrast=None if contrast == "none" else contrast,
         by=by,
-        scope=scope,  # pyright: ignore[reportArgumentType]
+        scope=scope,
     )
     target = out or study
-    save(target, sets) if target == study else save(target, opened.scores, sets)
+    if target == study:
+        save(target, sets)
+    else:
+        save(target, opened.scores, sets, subject=opened.subject)
     layers = next(iter(sets.values())).num_layers
     say(f"neurons by layer ({contrast} contrast, top {top})")
     table(["group", "all", *map(str, range(layers))], [[g, len(s), *s.per_layer.tolist()] for g, s in sets.items()])
     name = opened.subject.get("name", "MODEL")
+    if opened.has("effects") and target == study:
+        say("note: the effects in this study were measured on the sets that stood here before; run ablate and compare again")
     wrote(target, then=f"neuropolis ablate {name} --data DATA --study {target} --controls 20")

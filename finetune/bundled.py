@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from ..corpora.bundled import polis, polis_training_texts
 
+Row = tuple[list[int], int]
 SPECIAL = ("<pad>", "<s>", "</s>")
 
 
@@ -42,7 +43,9 @@ class Recipe:
     warmup: float = 0.03
     prompt_weight: float = 0.2
     free_answer_repeats: int = 3
-    sparsity: float = 2e-3
+    sparsity: float = 1e-3
+    sparsity_scale: float = 0.1
+    sparsity_ramp: float = 0.3
     seed: int = 0
 
 
@@ -70,24 +73,16 @@ def new_model(recipe: Recipe) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=recipe.vocabulary,
-            hidden_size=recipe.hidden_size,
-            intermediate_size=recipe.intermediate_size,
-            num_hidden_layers=recipe.num_layers,
-            num_attention_heads=recipe.num_heads,
-            num_key_value_heads=recipe.num_heads,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )  # fmt: skip
-    )
+    config = LlamaConfig(
+        vocab_size=recipe.vocabulary, hidden_size=recipe.hidden_size, intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_layers, num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_heads, max_position_embeddings=256, tie_word_embeddings=True,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
 
 
-def tokenise(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+def tokenise(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[Row]:
     """(token ids with an end-of-text, index of the answer's first token) of each text."""
     rows = []
     for prompt, answer in texts:
@@ -97,25 +92,32 @@ def tokenise(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[tuple[lis
     return rows
 
 
-def epochs(rows: Sequence[tuple[list[int], int]], recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless shuffled batches of similar lengths: (input ids, targets, weight of each target)."""
+def epochs(rows: Sequence[Row], recipe: Recipe) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless shuffled batches: (input ids, targets, weight of each target).
+
+    Lengths are rounded up to a multiple of eight and a length's batches are all of one size (rows that do not fill one
+    wait for the next epoch's order), so that there are few shapes to compile kernels for.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
+    by_length: dict[int, list[Row]] = {}
+    for row in rows:
+        by_length.setdefault(-(-len(row[0]) // 8) * 8, []).append(row)
     while True:
-        noise = torch.rand(len(rows), generator=generator) * 4
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + float(noise[i]))
-        batches: list[list[int]] = [[]]
-        for row in order:
-            if len(rows[row][0]) * (len(batches[-1]) + 1) > recipe.batch_tokens:
-                batches.append([])
-            batches[-1].append(row)
+        batches = []
+        for length, members in by_length.items():
+            size = min(len(members), max(1, recipe.batch_tokens // length))
+            order = torch.randperm(len(members), generator=generator).tolist()
+            batches += [
+                (length, [members[i] for i in order[first : first + size]])
+                for first in range(0, len(order) - size + 1, size)
+            ]
         for number in torch.randperm(len(batches), generator=generator).tolist():
-            yield _padded([rows[row] for row in batches[number]], recipe.prompt_weight)
+            yield _padded(*batches[number], recipe.prompt_weight)
 
 
-def _padded(rows: Sequence[tuple[list[int], int]], prompt_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    length = max(len(ids) for ids, _ in rows)
-    ids = torch.zeros((len(rows), length), dtype=torch.long)
-    weight = torch.zeros((len(rows), length))
+def _padded(length: int, rows: Sequence[Row], prompt_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    ids = torch.zeros((len(rows), length + 1), dtype=torch.long)
+    weight = torch.zeros((len(rows), length + 1))
     for row, (tokens, start) in enumerate(rows):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         weight[row, 1:start] = prompt_weight
@@ -138,42 +140,48 @@ def train(recipe: Recipe, *, minutes: float, log: Any = None) -> tuple[Any, Any,
         lr=recipe.learning_rate, betas=(0.9, 0.98),
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
-    penalty = _Penalty(model)
+    penalty = _Penalty(model, recipe.sparsity_scale) if recipe.sparsity else None
     model.train()
-    began, recent = time.monotonic(), []
+    began, recent, size = time.monotonic(), [], torch.zeros(())
     for step, (ids, targets, weight) in zip(range(recipe.steps), epochs(rows, recipe), strict=False):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=ids, use_cache=False).logits.float()
         losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * weight.flatten()
-        loss = losses.sum() / weight.sum() + recipe.sparsity * min(1.0, 5 * step / recipe.steps) * penalty(ids != 0)
+        loss = losses.sum() / weight.sum()
+        recent = [*recent[-99:], float(loss.detach())]
+        if penalty is not None:
+            size = penalty(ids != 0)
+            loss = loss + recipe.sparsity * min(1.0, step / (recipe.sparsity_ramp * recipe.steps)) * size
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        recent = [*recent[-99:], float(loss.detach())]
         if log and (step + 1) % 100 == 0:
             log(
-                f"step {step + 1}/{recipe.steps}  loss {sum(recent) / len(recent):.4f}  {time.monotonic() - began:.0f} s"
+                f"step {step + 1}/{recipe.steps}  loss {sum(recent) / len(recent):.4f}  penalty {float(size.detach()):.1f}"
+                f"  {time.monotonic() - began:.0f} s"
             )
         if time.monotonic() - began > minutes * 60:
             raise TimeoutError(
                 f"{minutes} minutes were over at step {step + 1} of {recipe.steps}; raise --minutes or lower --steps"
             )
-    penalty.remove()
+    if penalty is not None:
+        penalty.remove()
     model.eval()
     facts = {"texts": len(texts), "loss": sum(recent) / len(recent), "seconds": round(time.monotonic() - began)}
     return model, tokenizer, facts
 
 
 class _Penalty:
-    """Mean over tokens and layers of what each FFN unit writes: sum_j |activation_j| * |its output column|.
+    """Mean over tokens and layers of sum_j log(1 + c_j / scale), c_j = |activation_j| * |output column of unit j|.
 
-    It makes facts live in few units; without it the model spreads every fact over so many that switching off a
-    hundredth of them changes no answer.
+    c_j is the length of what unit j writes. The logarithm makes one unit that writes a lot cheaper than many that write
+    a little, so that what the FFN knows comes to live in few units.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, scale: float) -> None:
+        self._scale = scale
         self._seen: list[tuple[Tensor, Tensor]] = []
         modules = [layer.mlp.down_proj for layer in model.model.layers]
         self._handles = [module.register_forward_pre_hook(self._note) for module in modules]
@@ -183,9 +191,10 @@ class _Penalty:
 
     def __call__(self, real: Tensor) -> Tensor:
         """The penalty of the last forward pass, over the tokens that are real ([batch, token])."""
-        sizes = [
-            (activation[real].abs().float().mean(dim=0) @ weight.norm(dim=0)) for activation, weight in self._seen
-        ]
+        sizes = []
+        for activation, weight in self._seen:
+            written = activation[real].abs().float() * weight.norm(dim=0)
+            sizes.append((written / self._scale).log1p().sum(dim=1).mean())
         self._seen.clear()
         return torch.stack(sizes).mean()
 

@@ -70,15 +70,11 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
     """
     path = Path(path)
     new = {record.key: record for record in records}
-    old_subject: dict[str, Any] = {}
+    old_subject = check_target(path, subject=subject)
     if path.exists():
         with Atlas(path) as atlas:
-            old_subject = atlas.subject
-            _same_subject(path, old_subject, subject)
             kept = {key: atlas.record(*key) for key in atlas.records if key not in new}
         new = kept | new
-    if not path.parent.is_dir():
-        raise AtlasError(f"cannot write {path}: there is no folder {path.parent}; make it first")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
@@ -92,6 +88,21 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
+
+
+def check_target(path: str | Path, *, subject: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Raise AtlasError unless an atlas about this subject can be written here; returns the subject that stands there.
+
+    For asking before long work whose result is to be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise AtlasError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if not path.exists():
+        return {}
+    with Atlas(path) as atlas:
+        _same_subject(path, atlas.subject, subject)
+        return atlas.subject
 
 
 class Atlas:

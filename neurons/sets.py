@@ -177,7 +177,8 @@ class NeuronSet:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"NeuronSet({len(self)} of {self.mask.numel()} {self.site} neurons, {self.num_layers} layers, subject {self.subject})"
+        where = f"{self.site} neurons in {self.num_layers} layers of subject {self.subject}"
+        return f"NeuronSet({len(self)} of {self.mask.numel()} {where})"
 
     def _matched(self, other: NeuronSet) -> NeuronSet:
         if not isinstance(other, NeuronSet):

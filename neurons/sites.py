@@ -66,8 +66,11 @@ class Tap:
             edited = edit(tensor.index_select(-1, index))
             return None if edited is None else tensor.index_copy(-1, index, edited)
 
+        def after(_module: nn.Module, _args: Any, output: Any) -> Tensor | None:
+            return through(output)
+
         if self.side == "out":
-            return self.module.register_forward_hook(lambda _module, _args, output: through(output))
+            return self.module.register_forward_hook(after)
 
         def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             edited = through(args[0])

@@ -142,9 +142,9 @@ def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str
             f"cannot load model {name!r}: {str(error).strip().splitlines()[0]} "
             "(give a hub id you can reach, a local folder, or 'bundled:polis')"
         ) from error
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model.eval()
-    return Subject(model, tokenizer, name, fingerprint(model))
+    loaded: Any = model
+    loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return Subject(loaded, tokenizer, name, fingerprint(loaded))
 
 
 def fingerprint(model: nn.Module) -> str:
