@@ -111,6 +111,7 @@ def compare_tuning(
     test_split: str | None = "auto",
     resamples: int = 2000,
     seed: int = 0,
+    trained: Mapping[str, Delta] | None = None,
     **training: Any,
 ) -> Retention:
     """Learn one group by several methods, each from the untouched subject, and measure every group before and after.
@@ -119,7 +120,8 @@ def compare_tuning(
     parameter; `lr` is the first two's rate, `full_lr` the last one's, and `training` holds further arguments of
     `finetune`, the same for all. `new_corpus` must hold `group`, the groups of `old_corpus` are the trained ones.
     `accuracy(subject, corpus)` says which examples are answered right (bool, one per example). Questions are those
-    tagged `test_split`; "auto" takes split "test" where a corpus has it and everything otherwise.
+    tagged `test_split`; "auto" takes split "test" where a corpus has it and everything otherwise. `trained` gives the
+    delta of a method that was trained already, by the same arguments.
 
     Raises TuneError for an unknown method or when `group` is among the old ones, and what `finetune` raises.
     """
@@ -138,7 +140,9 @@ def compare_tuning(
     groups = tuple(before)
     after, low, high, trainable = [], [], [], []
     for method in methods:
-        delta = _tuned(method, subject, lesson, neurons, lr, full_lr, {"seed": seed, **training})
+        delta = (trained or {}).get(method)
+        if delta is None:
+            delta = _tuned(method, subject, lesson, neurons, lr, full_lr, {"seed": seed, **training})
         with delta.applied(subject):
             found = measure()
         bounds = [_interval(found[g], resamples=resamples, seed=seed) for g in groups]
