@@ -73,7 +73,10 @@ def one_pass(
             )
             with ExitStack() as stack:
                 for layer, tap in enumerate(site.taps):
-                    stack.enter_context(tap.attached(lambda x, layer=layer, sink=sink: _tapped(x, layer, sink)))
+                    side = tap.side
+                    stack.enter_context(
+                        tap.attached(lambda x, layer=layer, sink=sink, side=side: _tapped(x, layer, sink, side))
+                    )
                 values = objective.value(forward(subject, batch), batch, contrasts)
             _check_finite(values, batch)
             values.sum().backward()
@@ -132,10 +135,12 @@ class _Tapped(torch.autograd.Function):
         return grads[0], None, None
 
 
-def _tapped(x: Tensor, layer: int, sink: _Sink) -> Tensor:
+def _tapped(x: Tensor, layer: int, sink: _Sink, side: str) -> Tensor:
     if not x.requires_grad:  # the lowest scored layer: nothing below it enters the backward
         x = x.detach().requires_grad_()
-    return _Tapped.apply(x, layer, sink)  # pyright: ignore[reportReturnType]
+    out: Tensor = _Tapped.apply(x, layer, sink)  # pyright: ignore[reportAssignmentType]
+    # some families (Falcon) add to an output in place, which autograd forbids on a view
+    return out.clone() if side == "out" else out
 
 
 def _empty(subject: Subject, site: Site, num_groups: int) -> Sums:

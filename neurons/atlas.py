@@ -8,6 +8,7 @@ JSON. What a kind means is known to the class that registered it with `record_ty
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -75,18 +76,21 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
         with Atlas(path) as atlas:
             kept = {key: atlas.record(*key) for key in atlas.records if key not in new}
         new = kept | new
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    temporary = ""
     try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
         _write(Path(temporary), new.values(), {**old_subject, **(subject or {})})
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise AtlasError(
-            f"could not write {path}: {error}; what stood there before is untouched. Is the disk full or read-only?"
+            f"could not write {path}: {reason}; what stood there before is untouched. Is the disk full or read-only?"
         ) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
     return path
 
 
@@ -166,7 +170,9 @@ class Atlas:
 
 
 def _write(path: Path, records: Iterable[Record], subject: Mapping[str, Any]) -> None:
-    with h5py.File(path, "w", userblock_size=HEADER_BYTES, track_order=True) as file:
+    # made in memory first: HDF5 cannot close a file that it cannot write to, and crashes when the interpreter ends
+    image = io.BytesIO()
+    with h5py.File(image, "w", userblock_size=HEADER_BYTES, track_order=True) as file:
         file.attrs["subject"] = json.dumps(dict(subject))
         file.attrs["versions"] = json.dumps(library_versions())
         folder = file.create_group("records", track_order=True)
@@ -180,9 +186,10 @@ def _write(path: Path, records: Iterable[Record], subject: Mapping[str, Any]) ->
             for name, array in record.arrays.items():
                 options = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.size > 1024 else {}
                 arrays.create_dataset(name, data=array, **options)
-    with open(path, "r+b") as raw:
-        digest, size = _digest(path), path.stat().st_size
-        raw.write(_header(digest, size))
+    body = image.getbuffer()[HEADER_BYTES:]
+    with open(path, "wb") as raw:
+        raw.write(_header(hashlib.sha256(body).hexdigest(), HEADER_BYTES + len(body)))
+        raw.write(body)
         raw.flush()
         os.fsync(raw.fileno())
 

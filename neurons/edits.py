@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import SetError
+from .errors import SetError, SubjectError
 from .sets import NeuronSet
-from .sites import Tap, is_transposed
+from .sites import Tap, is_transposed, unwrapped
 from .subject import Subject
 
 
@@ -23,9 +23,15 @@ def export_silenced(subject: Subject, neurons: NeuronSet, folder: str | Path, *,
     (`mlp`, `attn`) the projection's columns are scaled, for sites on an output side its rows and bias. The folder
     loads with plain `from_pretrained`. The subject is the same afterwards, bit for bit.
 
-    Raises SetError for a set of another subject, and when the folder exists and is not empty.
+    Raises SetError for a set of another subject, and when the folder exists and is not empty; SubjectError for a model
+    inside a TransformerLens bridge, whose parameters have other names than a checkpoint's.
     """
     neurons.check(subject)
+    if any(module is not unwrapped(module) for module in subject.model.modules()):
+        raise SubjectError(
+            f"{subject.name} is wrapped by a TransformerLens bridge, so it cannot be saved as a plain checkpoint; "
+            "load the model again without the bridge (it has the same fingerprint) and export from that"
+        )
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SetError(f"{folder} exists and is not an empty folder; choose another")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -22,7 +23,8 @@ from .subject import Subject
 class NeuronSet:
     """A set of neurons (site, layer, index).
 
-    `mask` (bool [layer, neuron], on the CPU) is true where a neuron belongs. `subject` is the fingerprint of the model
+    `mask` (bool [layer, neuron], on the CPU) is true where a neuron belongs; it is a copy of what was given, and is not to
+    be written into, since the set's hash and digest follow from it. `subject` is the fingerprint of the model
     that the indices mean something for. `origin` says how the set came about; the algebra carries it along.
     """
 
@@ -48,20 +50,21 @@ class NeuronSet:
     ) -> NeuronSet:
         """The set of these neurons, given as {layer: neuron indices}.
 
-        Raises SetError when a layer or an index lies outside the site; nothing is dropped or clipped.
+        Raises SetError when a layer or an index lies outside the site, TypeError when one is no whole number; nothing is
+        dropped, clipped or rounded.
         """
         place = subject.site(site)
         mask = torch.zeros((place.num_layers, place.width), dtype=torch.bool)
         for layer, neurons in indices.items():
             if not 0 <= layer < place.num_layers:
                 raise SetError(f"layer {layer} is outside 0 to {place.num_layers - 1} of site {site!r}")
-            for neuron in neurons:
-                if not 0 <= int(neuron) < place.width:
+            for neuron in map(operator.index, neurons):
+                if not 0 <= neuron < place.width:
                     raise SetError(
                         f"neuron {neuron} of layer {layer} is outside 0 to {place.width - 1} of site {site!r}; "
                         "was the set made for another site or model?"
                     )
-                mask[layer, int(neuron)] = True
+                mask[operator.index(layer), neuron] = True
         return cls(site, subject.fingerprint, mask, origin or {"made": "from_indices"})
 
     @classmethod

@@ -119,14 +119,15 @@ def resolve_site(model: nn.Module, adapter: Any, name: str, *, num_layers: int) 
     """
     if name not in SITES:
         raise SiteError(f"unknown site {name!r}; sites are {', '.join(SITES)}")
-    taps = tuple(_tap(model, adapter, name, layer) for layer in range(num_layers))
+    taps = tuple(find_tap(model, adapter, name, layer) for layer in range(num_layers))
     widths = {tap.width for tap in taps}
     if len(widths) != 1:
         raise SiteError(f"site {name!r} has layers of different widths {sorted(widths)}; expected one width")
     return Site(name, taps)
 
 
-def _tap(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap:
+def find_tap(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap:
+    """Where a site's neurons of one layer pass. Raises SiteError when the architecture has no such place."""
     component = _COMPONENT[name]
     side = "in" if name in _INPUT_SIDE else "out"
     found = _component(model, adapter, f"blocks.{layer}.{component}")
@@ -149,8 +150,15 @@ def _component(model: nn.Module, adapter: Any, path: str) -> tuple[nn.Module, st
         where = adapter.translate_transformer_lens_path(path)
     except (AttributeError, ValueError, KeyError, IndexError):
         return None
-    module = getattr(module, "original_component", None) or module
-    return (module, where) if isinstance(getattr(module, "weight", None), Tensor) and module.weight.dim() == 2 else None
+    module = unwrapped(module)
+    weight = getattr(module, "weight", None)
+    return (module, where) if isinstance(weight, Tensor) and weight.dim() == 2 else None
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The Hugging Face module inside TransformerLens's wrapper, or the module itself."""
+    inner = module._modules.get("_original_component")
+    return module if inner is None else unwrapped(inner)
 
 
 def projection_widths(module: nn.Module, path: str) -> tuple[int, int]:
@@ -176,7 +184,9 @@ def _fused(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap | None:
         owner_path = adapter.translate_transformer_lens_path(f"blocks.{layer}.{room}")
     except (AttributeError, ValueError, KeyError, IndexError):
         return None
-    owner = getattr(owner, "original_component", None) or owner
+    if owner is not unwrapped(owner):  # a bridge runs split copies in the fused projection's place
+        copied = unwrapped(getattr(owner, {"up": "in"}.get(name, name)))
+        return Tap(copied, f"{owner_path}.{name}", "out", projection_widths(copied, owner_path)[1])
     if room == "attn":
         split = getattr(bridge, "split_qkv_matrix", None)
         fused = _component(model, adapter, f"blocks.{layer}.attn.qkv")

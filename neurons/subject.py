@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .errors import SiteError, SubjectError
-from .sites import Site, architecture, resolve_site
+from .checks import check_site
+from .errors import SubjectError
+from .sites import Site, architecture, resolve_site, unwrapped
 
 BUNDLED = {"bundled:polis": Path(__file__).parent / "bundled" / "polis"}
 
@@ -62,11 +63,11 @@ class Subject:
     def site(self, name: str) -> Site:
         """The site of this name, resolved once and checked once.
 
-        Raises SiteError when the subject lacks it or when a short forward does not pass through every tap.
+        Raises SiteError when the subject lacks it or when it does not stand its check (see `checks`).
         """
         if name not in self._sites:
             site = resolve_site(self.model, self.adapter, name, num_layers=self.num_layers)
-            _check(self, site)
+            check_site(self, site)
             self._sites[name] = site
         return self._sites[name]
 
@@ -124,24 +125,29 @@ def _from_module(module: nn.Module, tokenizer: Any) -> Subject:
 
 
 def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str | None) -> Subject:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = str(BUNDLED.get(name, name))
     if name.startswith("bundled:") and name not in BUNDLED:
         raise SubjectError(f"no bundled model {name!r}; bundled models are {', '.join(BUNDLED)}")
     looks_local = where.startswith(("/", ".", "~")) or Path(where).exists()
-    if looks_local and not (Path(where).expanduser() / "config.json").is_file():
+    where = str(Path(where).expanduser()) if looks_local else where
+    if looks_local and not (Path(where) / "config.json").is_file():
         raise SubjectError(f"no model in {where!r}: expected a folder with config.json and weights; check the path")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(Path(where).expanduser()) if looks_local else where, dtype=dtype or "auto"
-        )
+        model, told = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", output_loading_info=True)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SubjectError(
             f"cannot load model {name!r}: {str(error).strip().splitlines()[0]} "
             "(give a hub id you can reach, a local folder, or 'bundled:polis')"
         ) from error
+    if missing := sorted(told["missing_keys"]):
+        raise SubjectError(
+            f"cannot load model {name!r}: its checkpoint lacks {len(missing)} weights, such as {missing[0]}, "
+            "which would be random; expected the checkpoint of a causal LM"
+        )
     loaded: Any = model
     loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return Subject(loaded, tokenizer, name, fingerprint(loaded))
@@ -150,55 +156,43 @@ def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hexadecimal digits that name a model's architecture and weights.
 
-    Every parameter counts with its name, its shape, the exact sum of the bits of all its entries and 64 of the entries
-    themselves, both after rounding to bfloat16, so that one checkpoint has one name in float32 and in bfloat16.
+    Every parameter counts with its name, its shape and, after rounding to bfloat16, the sums (modulo 2^32) of the bits
+    along each of its dimensions: one checkpoint has one name in float32 and in bfloat16, and a changed entry or two
+    swapped rows or columns give another. A TransformerLens bridge has the name of the module that it wraps.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
-    for name, parameter in model.named_parameters():
-        digest.update(json.dumps([name.replace("_original_component.", ""), list(parameter.shape)]).encode())
+    for name, parameter in _plain_parameters(model):
+        digest.update(json.dumps([name, list(parameter.shape)]).encode())
         if parameter.device.type == "meta":
             continue
-        bits = parameter.detach().reshape(-1).to(torch.bfloat16).view(torch.int16)
-        digest.update(str(int(bits.sum(dtype=torch.int64))).encode())
-        stride = max(1, bits.numel() // 64)
-        digest.update(bits[::stride][:64].cpu().numpy().tobytes())
+        bits = parameter.detach().to(torch.bfloat16).view(torch.int16)
+        for dim in range(bits.dim()):
+            others = [other for other in range(bits.dim()) if other != dim]
+            sums = bits.sum(dim=others, dtype=torch.int32) if others else bits
+            digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
+def _plain_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters with their names, without the wrappers and the split copies of a TransformerLens bridge."""
+    seen: set[nn.Parameter] = set()
+
+    def below(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Parameter]]:
+        module = unwrapped(module)
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in seen:
+                seen.add(parameter)
+                yield path + name, parameter
+        for name, child in module.named_children():
+            yield from below(child, f"{path}{name}.")
+
+    return below(model, "")
+
+
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Sixteen hexadecimal digits that name a tokenizer's rules and vocabulary."""
+    """Sixteen hexadecimal digits that name a tokenizer's rules and vocabulary, whatever it padded or cut last."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _check(subject: Subject, site: Site) -> None:
-    """One short forward must pass every tap once, with the width that was read from the weights."""
-    seen: dict[int, int] = {}
-
-    def note(layer: int, width: int) -> None:
-        seen[layer] = width
-
-    ids = torch.zeros((1, 2), dtype=torch.long, device=subject.device)
-    with subject.quiet(), torch.no_grad(), _watch(site, note):
-        subject.model(input_ids=ids, use_cache=False)
-    for layer, tap in enumerate(site.taps):
-        if seen.get(layer) != tap.width:
-            found = f"width {seen[layer]}" if layer in seen else "no forward through it"
-            raise SiteError(
-                f"site {site.name!r}, layer {layer} ({tap.path}): expected width {tap.width}, found {found}"
-            )
-
-
-@contextmanager
-def _watch(site: Site, note: Any) -> Iterator[None]:
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        for layer, tap in enumerate(site.taps):
-
-            def look(x: Tensor, layer: int = layer) -> None:
-                note(layer, int(x.shape[-1]))
-
-            stack.enter_context(tap.attached(look))
-        yield
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    if backend is not None:
+        rules["padding"] = rules["truncation"] = None
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]

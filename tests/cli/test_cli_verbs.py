@@ -52,7 +52,18 @@ def test_the_whole_path(run: Run, folder: Path) -> None:
     printed = run("ablate", "model", "--data", "my.jsonl", "--study", "study.h5", "--controls", "3")
     assert "of 3 sets are specific" in printed
     printed = run(
-        "tune", "model", "--data", "my.jsonl", "--study", "study.h5", "--group", "north", "--out", "north-delta", "--epochs", "1"
+        "tune",
+        "model",
+        "--data",
+        "my.jsonl",
+        "--study",
+        "study.h5",
+        "--group",
+        "north",
+        "--out",
+        "north-delta",
+        "--epochs",
+        "1",
     )
     assert "wrote north-delta" in printed
     printed = run("compare", "study.h5")
@@ -98,8 +109,14 @@ def test_learning_beside_what_was_known(run: Run, folder: Path, corpus: Corpus) 
         (("select", "flipped.h5"), "damaged"),
         (("ablate", "other", "--data", "my.jsonl", "--study", "study.h5"), "is about subject"),
         (("ablate", "model", "--data", "my.jsonl", "--study", "bare.h5"), "neuropolis select"),
-        (("tune", "model", "--data", "my.jsonl", "--study", "study.h5", "--group", "west", "--out", "d"), "no group 'west'"),
-        (("tune", "model", "--data", "my.jsonl", "--study", "study.h5", "--group", "north", "--out", "my.jsonl"), "not a delta"),
+        (
+            ("tune", "model", "--data", "my.jsonl", "--study", "study.h5", "--group", "west", "--out", "d"),
+            "no group 'west'",
+        ),
+        (
+            ("tune", "model", "--data", "my.jsonl", "--study", "study.h5", "--group", "north", "--out", "my.jsonl"),
+            "not a delta",
+        ),
         (("report", "study.h5", "--out", "nowhere/page.html"), "nowhere"),
         (("info", "missing.h5"), "no atlas at missing.h5"),
     ],
