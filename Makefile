@@ -24,10 +24,12 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/attribution_pass.py
+	$(BIN)/python benchmarks/slice_training.py
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --site-dir site

@@ -43,9 +43,7 @@ def ablate(
     site = _checked(subject, sets)
     if controls < 0:
         raise SetError(f"controls is {controls}; expected how many random sets to draw for each set, 0 or more")
-    asked = corpus.only(split="test") if split == "auto" and corpus.splits else corpus
-    if split not in ("auto", None):
-        asked = corpus.only(split=split)
+    asked = corpus.part(split, auto="test")
     plan = encode_choices(subject, asked, max_tokens=max_tokens)
     total, done = 1 + len(sets) * (1 + controls), 0
 

@@ -2,8 +2,7 @@
 
 Two questions are asked of a set that carries a group's name (its own group). Does it hurt that group more than random
 sets of the same size in the same layers do? Does it hurt that group more than the other groups? Only a set of which
-both hold after correction is called specific: an intersection-union test, which needs no further correction for asking
-twice.
+both hold is called specific: an intersection-union test, whose p-value is the larger of the two, corrected over the sets.
 """
 
 from __future__ import annotations
@@ -186,7 +185,8 @@ class Effects:
 
         Accuracies `base`, `ablated`, `controls` (mean over controls), `others` (mean of the other groups with the set
         ablated) and `others_base`; `effect` with its 95 % interval `low`, `high`; `p_controls` and `p_others` corrected
-        over the sets' own groups; `specific` when both are below 0.05; `smallest_detectable`, see below.
+        over the sets' own groups; `p` the larger of the two uncorrected ones, corrected over the sets, and `specific`
+        when that is below 0.05; `smallest_detectable`, see below.
         """
         low, high = (self._own(end) for end in self.interval(seed=seed))
         p_controls, p_others = self.corrected(correction=correction)
@@ -198,6 +198,7 @@ class Effects:
             "base": self._own(self.accuracy_base.expand_as(self.effect)), "ablated": self._own(self.accuracy_ablated),
             "controls": self._own(self.accuracy_controls.mean(dim=1)), "others": others, "others_base": others_base,
             "effect": self._own(self.effect), "low": low, "high": high, "p_controls": p_controls, "p_others": p_others,
+            "p": _CORRECTIONS[correction](torch.maximum(self._own(self.p_vs_controls), self.p_vs_others)),
             "smallest_detectable": self.smallest_detectable,
         }  # fmt: skip
         rows = []
@@ -209,7 +210,7 @@ class Effects:
                 "size": int(self.sizes[s]),
             }
             row |= {key: float(column[s]) for key, column in columns.items()}
-            row["specific"] = bool(p_controls[s] < LEVEL and p_others[s] < LEVEL)
+            row["specific"] = row["p"] < LEVEL
             rows.append(row)
         return rows
 

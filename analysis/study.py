@@ -12,13 +12,14 @@ from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, tokenizer_fingerprint
+from ..finetune.retention import Retention
 from .effects import Effects
 from .overlap import Overlap
 from .similarity import Similarity
 
 MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
-    "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis continual",
+    "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
 }  # fmt: skip
 
 
@@ -84,8 +85,8 @@ class Study:
         return self.get("similarity")
 
     @property
-    def retention(self) -> Any:
-        """What continual fine-tuning kept and lost; its class is that of the room that made it."""
+    def retention(self) -> Retention:
+        """What tuning learned of a new group and forgot of the others."""
         return self.get("retention")
 
     def check(self, subject: Subject) -> None:

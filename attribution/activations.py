@@ -14,13 +14,14 @@ from .encoding import batches, encode_corpus, forward, pad_id
 
 
 def reference(
-    subject: Subject, corpus: Corpus, *, site: str = "mlp", pool: int = 256, seed: int = 0, max_tokens: int = 4096
+    subject: Subject, corpus: Corpus, *, site: str = "mlp", split: str | None = "auto", pool: int = 256, seed: int = 0, max_tokens: int = 4096
 ) -> Reference:
     """Mean, standard deviation and `pool` sampled token rows of a site's activations over the real tokens of a corpus.
 
-    The same tokens are sampled in every layer. Means are taken in float64.
+    `split="auto"` takes the examples tagged `split: train` where the corpus has splits, None all. The same tokens are sampled in every layer. Means are taken in float64.
     """
     place = subject.site(site)
+    corpus = corpus.part(split, auto="train")
     encoded = encode_corpus(subject, corpus)
     total = sum(len(one.ids) - 1 for one in encoded)
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:pool].sort().values

@@ -28,7 +28,7 @@ def select(
 
     - None: the scores themselves (Leng & Xiong's top k %).
     - `others`: score minus the mean score of the other groups.
-    - `z`: that difference divided by the standard deviation over all groups (CULNIG 8.3, as a ranking).
+    - `z`: that difference divided by the standard deviation over all groups (CULNIG 8.3, as a ranking); three groups at least.
     - `controls`: score minus the score on the control twins (CULNIG 8.2); needs `attribute(..., controls=True)`.
 
     Ties fall to the lower layer, then the lower index. Raises SetError when `top` is not in range, or when the contrast
@@ -70,6 +70,8 @@ def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Floa
         raise SetError(f"unknown contrast {contrast!r}; contrasts are None, {', '.join(CONTRASTS)}")
     if len(scores.groups) < 2:
         raise SetError(f"contrast {contrast!r} needs at least two groups, the scores have {', '.join(scores.groups)} alone")
+    if contrast == "z" and len(scores.groups) < 3:
+        raise SetError("contrast 'z' needs at least three groups: between two every difference is two standard deviations")
     others = (own.sum(dim=0, keepdim=True) - own) / (len(scores.groups) - 1)
     if contrast == "others":
         return own - others

@@ -28,10 +28,6 @@ from .console import (
 if TYPE_CHECKING:
     from ..finetune.retention import Retention
 
-SLICE_RATE, FULL_RATE = 3e-3, 3e-4
-EPOCHS, BATCH_SIZE = 10, 16
-
-
 def add(app: typer.Typer) -> None:
     app.command(name="tune", help="Train only the neurons of a group's set; everything else stays bit for bit.")(tune)
 
@@ -45,10 +41,10 @@ def tune(
     old: Annotated[
         str | None, typer.Option(help="Corpus of what the model knew: measure forgetting, beside full fine-tuning.")
     ] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate of the slice.")] = SLICE_RATE,
-    full_lr: Annotated[float, typer.Option(help="Learning rate of full fine-tuning (with --old).")] = FULL_RATE,
-    epochs: Annotated[int, typer.Option(help="Passes over the examples.")] = EPOCHS,
-    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = BATCH_SIZE,
+    lr: Annotated[float, typer.Option(help="Learning rate of the slice.")] = 3e-4,
+    full_lr: Annotated[float, typer.Option(help="Learning rate of full fine-tuning (with --old).")] = 3e-5,
+    epochs: Annotated[int, typer.Option(help="Passes over the examples.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 16,
     weight_decay: Annotated[float, typer.Option(help="AdamW's; it acts on the slice alone.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the order of examples.")] = 0,
     by: By = None,
@@ -78,8 +74,8 @@ def tune(
     )
     if old is not None:
         retention = compare_tuning(
-            subject, corpus, open_corpus(old), neurons, group=group, accuracy=answer_correct,
-            methods=("neurons", "random", "full"), lr=lr, full_lr=full_lr, split=chosen_split(split), **training,
+            subject, corpus, open_corpus(old, by=by), neurons, group=group, accuracy=answer_correct,
+            methods=("neurons", "random", "full"), lr=lr, full_lr=full_lr, trained={"neurons": delta}, split=chosen_split(split), **training,
         )  # fmt: skip
         save(study, retention, subject=subject)
         show(retention)

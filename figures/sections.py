@@ -59,7 +59,7 @@ _ARGUMENTS = {
     "effects": "{model} --data FILE.jsonl --study {study} --controls 20",
     "overlap": "{study}",
     "similarity": "{study}",
-    "retention": "{model} --data FILE.jsonl --study {study} --group GROUP",
+    "retention": "{model} --data FILE.jsonl --study {study} --group GROUP --out DELTA --old FILE.jsonl",
 }
 
 
@@ -82,8 +82,6 @@ def sections(study: Study) -> list[Section]:
 
 def labelled(study: Study, kind: str) -> Iterator[tuple[str, Any]]:
     """Every artefact of a kind, with its name where the name says something that the kind does not."""
-    if kind == "retention":
-        from ..finetune import retention as _  # noqa: F401  its import is what teaches the atlas to read the kind
     names = study.names(kind)
     return (("" if name == kind else name, study.get(kind, name)) for name in names)
 

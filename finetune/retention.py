@@ -111,6 +111,7 @@ def compare_tuning(
     test_split: str | None = "auto",
     resamples: int = 2000,
     seed: int = 0,
+    trained: Mapping[str, Delta] | None = None,
     **training: Any,
 ) -> Retention:
     """Learn one group by several methods, each from the untouched subject, and measure every group before and after.
@@ -119,7 +120,8 @@ def compare_tuning(
     parameter; `lr` is the first two's rate, `full_lr` the last one's, and `training` holds further arguments of
     `finetune`, the same for all. `new_corpus` must hold `group`, the groups of `old_corpus` are the trained ones.
     `accuracy(subject, corpus)` says which examples are answered right (bool, one per example). Questions are those
-    tagged `test_split`; "auto" takes split "test" where a corpus has it and everything otherwise.
+    tagged `test_split`; "auto" takes split "test" where a corpus has splits and everything otherwise. `trained` gives the
+    delta of a method that was trained already, by the same arguments.
 
     Raises TuneError for an unknown method or when `group` is among the old ones, and what `finetune` raises.
     """
@@ -129,7 +131,7 @@ def compare_tuning(
     if group in old_corpus.groups:
         raise TuneError(f"group {group!r} is among the trained groups; the new group must be one that they lack")
     lesson = new_corpus.only(group)
-    exams = (_questions(old_corpus, test_split), _questions(lesson, test_split))
+    exams = (old_corpus.part(test_split, auto="test"), lesson.part(test_split, auto="test"))
 
     def measure() -> Outcomes:
         return _outcomes(subject, exams[0], accuracy) | _outcomes(subject, exams[1], accuracy)
@@ -138,7 +140,9 @@ def compare_tuning(
     groups = tuple(before)
     after, low, high, trainable = [], [], [], []
     for method in methods:
-        delta = _tuned(method, subject, lesson, neurons, lr, full_lr, {"seed": seed, **training})
+        delta = (trained or {}).get(method)
+        if delta is None:
+            delta = _tuned(method, subject, lesson, neurons, lr, full_lr, {"seed": seed, **training})
         with delta.applied(subject):
             found = measure()
         bounds = [_interval(found[g], resamples=resamples, seed=seed) for g in groups]
@@ -172,12 +176,6 @@ def _tuned(
         return finetune_full(subject, lesson, lr=full_lr, **training)
     chosen = neurons if method == "neurons" else NeuronSet.random(neurons, seed=training["seed"])
     return finetune(subject, lesson, chosen, lr=lr, **training)
-
-
-def _questions(corpus: Corpus, split: str | None) -> Corpus:
-    if split == "auto":
-        split = "test" if "test" in corpus.splits else None
-    return corpus if split is None else corpus.only(split=split)
 
 
 def _outcomes(subject: Subject, corpus: Corpus, accuracy: Accuracy) -> Outcomes:

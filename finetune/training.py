@@ -96,7 +96,7 @@ def finetune(
     subject, CorpusError when the corpus lacks the split.
     """
     recipe = Recipe(lr, steps, epochs, batch_size, weight_decay, clip, schedule, warmup, seed)
-    rows = _rows(corpus, split)
+    rows = corpus.part(split, auto="train")
     with trainable_slice(subject, neurons) as trainable:
         history = _train(subject, encode_corpus(subject, rows), trainable, recipe, progress)
         return _delta(subject, neurons, trainable, history, _origin("finetune", rows, recipe))
@@ -120,7 +120,7 @@ def finetune_full(
 ) -> Delta:
     """Train every parameter with the loop of `finetune`, for comparison. The delta holds the whole model twice."""
     recipe = Recipe(lr, steps, epochs, batch_size, weight_decay, clip, schedule, warmup, seed)
-    rows = _rows(corpus, split)
+    rows = corpus.part(split, auto="train")
     with trainable_full(subject) as trainable:
         history = _train(subject, encode_corpus(subject, rows), trainable, recipe, progress)
         return _delta(subject, None, trainable, history, _origin("finetune_full", rows, recipe))
@@ -177,12 +177,6 @@ def _finite(value: float, what: str, step: int, num_steps: int, recipe: Recipe) 
         f"training diverged: the {what} is {value} at step {step + 1} of {num_steps} (lr {recipe.lr:g}); "
         "the subject is untouched; try a smaller lr"
     )
-
-
-def _rows(corpus: Corpus, split: str | None) -> Corpus:
-    if split == "auto":
-        split = "train" if corpus.splits else None
-    return corpus if split is None else corpus.only(split=split)
 
 
 def _delta(

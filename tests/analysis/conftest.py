@@ -47,12 +47,18 @@ def questions() -> Corpus:
     """Eight items a group, each asked twice; the last two items are marked as the training split."""
     examples = [
         Example(
-            id=f"{group}{item}{form}", group=group, prompt=f"{form} {'z' * item}{group}", answer="x", choices=("y", "x"),
+            id=f"{group}{item}{form}",
+            group=group,
+            prompt=f"{form} {'z' * item}{group}",
+            answer="x",
+            choices=("y", "x"),
             answer_index=1,
             tags={"item": f"{group}{item}", "split": "test" if item < 8 else "train"},
         )
-        for group in PLANTED for item in range(10) for form in ("p", "q")
-    ]  # fmt: skip
+        for group in PLANTED
+        for item in range(10)
+        for form in ("p", "q")
+    ]
     return Corpus(tuple(examples), name="planted")
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from neuropolis.analysis.choices import answer_correct, choice_losses, encode_choices
+from neuropolis.analysis.plans import plan_choices
+from neuropolis.attribution.encoding import Encoded
 from neuropolis.corpora.examples import Corpus, CorpusError, Example
 from neuropolis.neurons.errors import SubjectError
 from neuropolis.neurons.interventions import intervene
@@ -134,3 +136,24 @@ def test_a_model_without_a_cache_runs_every_choice(make_subject: Make, corpus: C
     plan = encode_choices(subject, corpus)
     assert not plan.shared
     torch.testing.assert_close(choice_losses(subject, plan), expected)
+
+
+def test_answers_may_begin_at_different_tokens(make_subject: Make) -> None:
+    """As when one choice's first letters melt into the prompt's last token; the second row shares no token at all."""
+    subject = make_subject("llama")
+    rows = [
+        [Encoded((1, 5, 6, 7, 8), 3), Encoded((1, 5, 6, 7, 9), 2), Encoded((1, 5, 6), 2)],
+        [Encoded((1, 5, 6), 2), Encoded((2, 5, 6, 7), 2)],
+    ]
+    asked = [
+        Example(id=str(i), group="g", prompt="p", answer="a", choices=("a", "b"), answer_index=0) for i in range(2)
+    ]
+    found = {
+        shared: plan_choices(subject, Corpus(tuple(asked)), rows, chosen=[0, 1], shared=shared, max_tokens=99)
+        for shared in (True, False)
+    }
+    assert found[True].parts
+    assert found[True].plain  # the second row
+    torch.testing.assert_close(
+        choice_losses(subject, found[True]), choice_losses(subject, found[False]), rtol=0, atol=1e-5, equal_nan=True
+    )

@@ -43,9 +43,12 @@ def test_contrast_with_controls(scores: Scores) -> None:
 
 
 def test_z_divides_by_the_spread_over_groups(scores: Scores) -> None:
-    # with two groups |difference| / std = 2 wherever they differ
-    z = contrasted(scores, "z")
-    assert torch.equal(z[0], torch.tensor([[2.0, -2.0, 2.0], [2.0, 2.0, -2.0]]))
+    values = torch.tensor([[[3.0, 1.0]], [[0.0, 1.0]], [[3.0, 1.0]]])
+    three = Scores("mlp", "s", ("a", "b", "c"), values, values, values, torch.tensor([3, 3, 3]))
+    # 3, 0, 3 have mean 2 and standard deviation sqrt(2); where groups agree there is no contrast
+    assert contrasted(three, "z")[0, 0].tolist() == pytest.approx([1.5 / 2**0.5, 0.0])
+    with pytest.raises(SetError, match="at least three groups"):
+        contrasted(scores, "z")
 
 
 def test_origin_tells_how_the_set_was_made(scores: Scores) -> None:

@@ -39,13 +39,14 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     assert first == second
 
 
-def test_writing_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["os.fsync", "os.chmod", "os.replace"])
+def test_writing_that_fails_leaves_what_stood_there(tmp_path, monkeypatch, step):
     path = write_whole(tmp_path / "page.html", b"old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(step, full)
     with pytest.raises(FigureError, match=r"could not write .*No space left.*untouched"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"

@@ -234,6 +234,23 @@ def test_failed_save_leaves_the_earlier_delta(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["delta"]
 
 
+def test_earlier_delta_comes_back_when_the_last_move_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = made(build("llama"))
+    delta.save(tmp_path / "delta")
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.suffix == ".part":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(DeltaError, match="Input/output error"):
+        Delta(delta.subject, delta.neurons, delta.values, delta.base, (9.0,)).save(tmp_path / "delta")
+    assert equal(load_delta(tmp_path / "delta"), delta)
+    assert [path.name for path in tmp_path.iterdir()] == ["delta"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exported_checkpoint_gives_the_merged_logits(family: str, tmp_path: Path) -> None:
     subject = build(family)

@@ -18,7 +18,7 @@ from torch import Tensor
 def table(**changed: Any) -> Retention:
     fields: dict[str, Any] = {
         "subject": "0" * 16, "group": "dor", "methods": ("neurons", "full"), "groups": ("aland", "borland", "dor"),
-        "trained_groups": ("aland", "borland"), "before": torch.tensor([1.0, 0.75, 0.25]),
+        "trained_groups": ("aland", "borland"), "before": torch.tensor([0.5, 0.75, 0.25]),
         "after": torch.tensor([[1.0, 0.5, 0.75], [0.5, 0.25, 1.0]]), "after_low": torch.zeros(2, 3),
         "after_high": torch.ones(2, 3), "trainable": torch.tensor([10, 200]), "origin": {"seed": 3},
     }  # fmt: skip
@@ -42,7 +42,7 @@ def next_word(subject: Subject, corpus: Corpus) -> Tensor:
 
 def test_gain_and_forgetting_by_hand() -> None:
     assert table().gain.tolist() == [0.5, 0.75]
-    assert table().forgetting.tolist() == [0.125, 0.5]
+    assert table().forgetting.tolist() == [-0.125, 0.25]
 
 
 def test_record_brings_the_table_back(tmp_path: Path) -> None:
