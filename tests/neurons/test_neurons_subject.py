@@ -28,8 +28,9 @@ def folder(make_subject: Any, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
 def test_one_checkpoint_has_one_fingerprint_in_every_dtype(make_subject: Any, family: str) -> None:
-    model = make_subject(family, torch.bfloat16).model
+    model = make_subject(family).model
     name = fingerprint(model)
+    assert fingerprint(model.bfloat16()) == name
     assert fingerprint(model.float()) == name
     assert fingerprint(model.double()) == name
     assert len(name) == 16
