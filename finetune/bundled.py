@@ -31,20 +31,20 @@ SPECIAL = ("<pad>", "<s>", "</s>")
 class Recipe:
     """Everything that decides the outcome, beside the corpus and the libraries' versions."""
 
-    hidden_size: int = 128
-    intermediate_size: int = 1024
-    num_layers: int = 5
+    hidden_size: int = 96
+    intermediate_size: int = 2048
+    num_layers: int = 4
     num_heads: int = 4
-    vocabulary: int = 2048
-    steps: int = 5000
-    batch_tokens: int = 2400
+    vocabulary: int = 512
+    steps: int = 2000
+    batch_tokens: int = 3600
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     warmup: float = 0.03
     prompt_weight: float = 0.2
     free_answer_repeats: int = 3
-    sparsity: float = 1e-3
-    sparsity_scale: float = 0.1
+    sparsity: float = 8e-4
+    sparsity_scale: float = 0.004
     sparsity_ramp: float = 0.3
     seed: int = 0
 
