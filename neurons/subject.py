@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str
     if name.startswith("bundled:") and name not in BUNDLED:
         raise SubjectError(f"no bundled model {name!r}; bundled models are {', '.join(BUNDLED)}")
     looks_local = where.startswith(("/", ".", "~")) or Path(where).exists()
-    where = str(Path(where).expanduser()) if looks_local else where
+    where = os.path.expanduser(where) if looks_local else where
     if looks_local and not (Path(where) / "config.json").is_file():
         raise SubjectError(f"no model in {where!r}: expected a folder with config.json and weights; check the path")
     try:
