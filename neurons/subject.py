@@ -136,7 +136,8 @@ def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str
     if looks_local and not (Path(where) / "config.json").is_file():
         raise SubjectError(f"no model in {where!r}: expected a folder with config.json and weights; check the path")
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", output_loading_info=True)
+        loading: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", output_loading_info=True)
+        model, told = loading
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SubjectError(
