@@ -56,7 +56,8 @@ def select(
             torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).reshape(depth, width) & allowed[:, None]
         )
         origin = {
-            "made": "select", "group": group, "top": top, "scope": scope, "contrast": contrast, "by": by, "layers": allowed.nonzero().flatten().tolist(),
+            "made": "select", "group": group, "top": top, "scope": scope, "contrast": contrast, "by": by,
+            "layers": allowed.nonzero().flatten().tolist(),
             "method": scores.method, "objective": scores.objective, "corpus_hash": scores.origin.get("corpus_hash"),
         }  # fmt: skip
         sets[group] = NeuronSet(scores.site, scores.subject, mask, origin)
