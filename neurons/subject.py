@@ -137,19 +137,18 @@ def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str
         raise SubjectError(f"no model in {name!r}: expected a folder with config.json and weights; check the path")
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", output_loading_info=True)
-        model, told = loading
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SubjectError(
             f"cannot load model {name!r}: {str(error).strip().splitlines()[0]} "
             "(give a hub id you can reach, a local folder, or 'bundled:polis')"
         ) from error
+    loaded, told = loading
     if missing := sorted(told["missing_keys"]):
         raise SubjectError(
             f"cannot load model {name!r}: its checkpoint lacks {len(missing)} weights, such as {missing[0]}, "
             "which would be random; expected the checkpoint of a causal LM"
         )
-    loaded: Any = model
     loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     return Subject(loaded, tokenizer, name, fingerprint(loaded))
 

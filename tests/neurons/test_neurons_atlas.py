@@ -248,10 +248,12 @@ def write(until):
     write_atlas(path, [new])
     sys.settrace(None)
 
+write(None)  # what is loaded and cached once
+path.write_bytes(old)
 write(None)
-total, whole = lines, path.read_bytes()
+total = lines
 found = {"old": 0, "new": 0}
-for until in [*range(1, total - 60, total // 40), *range(total - 60, total)]:
+for until in [*range(1, total - 120, total // 40), *range(total - 120, total)]:
     path.write_bytes(old)
     child = os.fork()
     if child == 0:
@@ -262,14 +264,14 @@ for until in [*range(1, total - 60, total // 40), *range(total - 60, total)]:
     with Atlas(path) as atlas:
         assert atlas.records == (("thing", "one"), ("thing", "two"))
         found["new" if (atlas.record("thing", "two").arrays["long"] == 1).all() else "old"] += 1
-print(found["old"] > 40, found["new"] > 0)
+print(min(found.values()) >= 10, found)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_kill_at_any_line_leaves_the_old_or_the_new_file(path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED_AT_EVERY_LINE, path], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("True True\n", "")
+    assert (done.stdout[:5], done.stderr) == ("True ", "")
 
 
 def test_nowhere_to_write_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
