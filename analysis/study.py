@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..finetune.retention import Retention
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
 from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, tokenizer_fingerprint
-from ..finetune.retention import Retention
 from .effects import Effects
 from .overlap import Overlap
 from .similarity import Similarity

@@ -14,11 +14,19 @@ from .encoding import batches, encode_corpus, forward, pad_id
 
 
 def reference(
-    subject: Subject, corpus: Corpus, *, site: str = "mlp", split: str | None = "auto", pool: int = 256, seed: int = 0, max_tokens: int = 4096
+    subject: Subject,
+    corpus: Corpus,
+    *,
+    site: str = "mlp",
+    split: str | None = "auto",
+    pool: int = 256,
+    seed: int = 0,
+    max_tokens: int = 4096,
 ) -> Reference:
     """Mean, standard deviation and `pool` sampled token rows of a site's activations over the real tokens of a corpus.
 
-    `split="auto"` takes the examples tagged `split: train` where the corpus has splits, None all. The same tokens are sampled in every layer. Means are taken in float64.
+    `split="auto"` takes the examples tagged `split: train` where the corpus has splits, None all. The same tokens are
+    sampled in every layer. Means are taken in float64.
     """
     place = subject.site(site)
     corpus = corpus.part(split, auto="train")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..neurons.errors import SetError
@@ -20,11 +22,13 @@ def select(
     scope: str = "global",
     contrast: str | None = None,
     by: str = "values",
+    layers: Iterable[int] | None = None,
 ) -> dict[str, NeuronSet]:
     """The neurons that each group depends on most.
 
     `top` is a share of the site's neurons (a float below 1) or a number of neurons; `scope` takes it over all layers
-    together or in each layer. What is ranked is `by` (absolute or signed scores), after the contrast:
+    together or in each layer; `layers` takes it from these layers only. What is ranked is `by` (absolute or signed
+    scores), after the contrast:
 
     - None: the scores themselves (Leng & Xiong's top k %).
     - `others`: score minus the mean score of the other groups.
@@ -37,15 +41,23 @@ def select(
     if scope not in ("global", "layer"):
         raise SetError(f"unknown scope {scope!r}; scopes are global, layer")
     ranked = contrasted(scores, contrast, by)
-    layers, width = scores.num_layers, scores.width
-    count = _count(top, layers * width if scope == "global" else width)
+    depth, width = scores.num_layers, scores.width
+    count = _count(top, depth * width if scope == "global" else width)
+    allowed = _allowed(layers, depth)
+    room = int(allowed.sum()) * width
+    if scope == "global" and count > room:
+        raise SetError(f"top is {count} neurons, layers {allowed.nonzero().flatten().tolist()} have {room}")
+    ranked = ranked.masked_fill(~allowed[:, None], -torch.inf)
     sets = {}
     for row, group in enumerate(scores.groups):
         flat = ranked[row].reshape(1, -1) if scope == "global" else ranked[row]
         chosen = flat.sort(dim=1, descending=True, stable=True).indices[:, :count]
-        mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).reshape(layers, width)
+        mask = (
+            torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).reshape(depth, width) & allowed[:, None]
+        )
         origin = {
             "made": "select", "group": group, "top": top, "scope": scope, "contrast": contrast, "by": by,
+            "layers": allowed.nonzero().flatten().tolist(),
             "method": scores.method, "objective": scores.objective, "corpus_hash": scores.origin.get("corpus_hash"),
         }  # fmt: skip
         sets[group] = NeuronSet(scores.site, scores.subject, mask, origin)
@@ -69,14 +81,29 @@ def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Floa
     if contrast not in CONTRASTS:
         raise SetError(f"unknown contrast {contrast!r}; contrasts are None, {', '.join(CONTRASTS)}")
     if len(scores.groups) < 2:
-        raise SetError(f"contrast {contrast!r} needs at least two groups, the scores have {', '.join(scores.groups)} alone")
+        raise SetError(
+            f"contrast {contrast!r} needs at least two groups, the scores have {', '.join(scores.groups)} alone"
+        )
     if contrast == "z" and len(scores.groups) < 3:
-        raise SetError("contrast 'z' needs at least three groups: between two every difference is two standard deviations")
+        raise SetError(
+            "contrast 'z' needs at least three groups: between two every difference is two standard deviations"
+        )
     others = (own.sum(dim=0, keepdim=True) - own) / (len(scores.groups) - 1)
     if contrast == "others":
         return own - others
     spread = own.std(dim=0, unbiased=False, keepdim=True)
     return torch.where(spread > 0, (own - others) / spread, torch.zeros_like(own))
+
+
+def _allowed(layers: Iterable[int] | None, depth: int) -> Bool[Tensor, " layer"]:
+    if layers is None:
+        return torch.ones(depth, dtype=torch.bool)
+    allowed = torch.zeros(depth, dtype=torch.bool)
+    for layer in layers:
+        if not 0 <= layer < depth:
+            raise SetError(f"layer {layer} is outside 0 to {depth - 1}")
+        allowed[layer] = True
+    return allowed
 
 
 def _count(top: float | int, neurons: int) -> int:

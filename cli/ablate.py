@@ -76,7 +76,10 @@ def show(effects: Effects) -> None:
         "accuracy in %: on the set's own group and on the mean of the others, with the set off, and with matched random sets off"
     )
     table(
-        ["set", "neurons", "own on", "own off", "95% interval of change", "controls off", "others on", "others off", "p ctrl", "p others", "specific"],
+        [
+            "set", "neurons", "own on", "own off", "95% interval of change", "controls off", "others on", "others off",
+            "p ctrl", "p others", "specific",
+        ],
         [
             [
                 r["set"], r["size"], percent(r["base"]), percent(r["ablated"]), f"{percent(r['low'])} to {percent(r['high'])}",

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Hub id, local folder, or bundled:polis.", metavar="MODEL")]
 StudyFile = Annotated[Path, typer.Argument(help="Atlas (.h5) of the study.", metavar="STUDY")]
-Data = Annotated[
-    str, typer.Option("--data", help="Corpus: a .jsonl file, bundled:polis, bundled:polis-new or bundled:polis-tasks.")
-]
+DATA_HELP = "Corpus: a .jsonl file, bundled:polis, bundled:polis-new or bundled:polis-tasks."
+Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 By = Annotated[str | None, typer.Option("--by", help="Group by this tag (language, task, ...) instead of by group.")]
 Split = Annotated[
     str, typer.Option("--split", help="Rows to use, by their tag 'split'; auto picks the fitting one; all takes all.")
@@ -104,6 +103,17 @@ def open_corpus(source: str, *, by: str | None = None) -> Corpus:
     from ..corpora.loading import load_corpus
 
     return load_corpus(source, by=by)
+
+
+def layer_range(text: str | None) -> list[int] | None:
+    """Layers from `2-3` or `0,5,7`; None for none given."""
+    if text is None:
+        return None
+    try:
+        ends = [part.split("-") for part in text.split(",")]
+        return [layer for part in ends for layer in range(int(part[0]), int(part[-1]) + 1)]
+    except ValueError:
+        fail(f"cannot read {text!r} as layers; expected a range such as 2-3 or a list such as 0,5,7")
 
 
 def chosen_split(text: str) -> str | None:

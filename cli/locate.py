@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import time
+from functools import reduce
+from operator import add as add_corpora
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .console import By, Data, Device, Dtype, Model, Split, chosen_split, open_corpus, open_model, progress, say, wrote
+from .console import (
+    DATA_HELP,
+    By,
+    Device,
+    Dtype,
+    Model,
+    Split,
+    chosen_split,
+    open_corpus,
+    open_model,
+    progress,
+    say,
+    wrote,
+)
 
 
 def add(app: typer.Typer) -> None:
@@ -17,7 +32,7 @@ def add(app: typer.Typer) -> None:
 
 def locate(
     model: Model,
-    data: Data,
+    data: Annotated[list[str], typer.Option("--data", help=DATA_HELP + " Repeat it to score several together.")],
     out: Annotated[Path, typer.Option("--out", help="Atlas to write; one that is there keeps its other contents.")],
     site: Annotated[str, typer.Option(help="mlp, gate, up, mlp_out, q, k, v or attn.")] = "mlp",
     method: Annotated[str, typer.Option(help="taylor or gradient.")] = "taylor",
@@ -34,7 +49,7 @@ def locate(
     from ..attribution.attribute import attribute
     from ..neurons.atlas import check_target
 
-    corpus = open_corpus(data, by=by)
+    corpus = reduce(add_corpora, (open_corpus(source, by=by) for source in data))
     subject = open_model(model, dtype=dtype, device=device)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
     began = time.monotonic()

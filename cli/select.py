@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import StudyFile, say, share, table, wrote
+from .console import StudyFile, layer_range, say, share, table, wrote
 
 
 def add(app: typer.Typer) -> None:
@@ -22,6 +22,7 @@ def select(
     scope: Annotated[
         str, typer.Option(help="The share is taken of all layers together (global) or of each (layer).")
     ] = "global",
+    layers: Annotated[str | None, typer.Option(help="From these layers only: 2-3 or 0,5,7.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this atlas instead of back to the study.")] = None,
 ) -> None:
     from ..analysis.study import load, save
@@ -34,16 +35,19 @@ def select(
         contrast=None if contrast == "none" else contrast,
         by=by,
         scope=scope,
+        layers=layer_range(layers),
     )
     target = out or study
     if target == study:
         save(target, sets)
     else:
         save(target, opened.scores, sets, subject=opened.subject)
-    layers = next(iter(sets.values())).num_layers
+    depth = next(iter(sets.values())).num_layers
     say(f"neurons by layer ({contrast} contrast, top {top})")
-    table(["group", "all", *map(str, range(layers))], [[g, len(s), *s.per_layer.tolist()] for g, s in sets.items()])
+    table(["group", "all", *map(str, range(depth))], [[g, len(s), *s.per_layer.tolist()] for g, s in sets.items()])
     name = opened.subject.get("name", "MODEL")
     if opened.has("effects") and target == study:
-        say("note: the effects in this study were measured on the sets that stood here before; run ablate and compare again")
+        say(
+            "note: the effects in this study were measured on the sets that stood here before; run ablate and compare again"
+        )
     wrote(target, then=f"neuropolis ablate {name} --data DATA --study {target} --controls 20")

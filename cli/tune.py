@@ -28,6 +28,7 @@ from .console import (
 if TYPE_CHECKING:
     from ..finetune.retention import Retention
 
+
 def add(app: typer.Typer) -> None:
     app.command(name="tune", help="Train only the neurons of a group's set; everything else stays bit for bit.")(tune)
 
@@ -75,7 +76,8 @@ def tune(
     if old is not None:
         retention = compare_tuning(
             subject, corpus, open_corpus(old, by=by), neurons, group=group, accuracy=answer_correct,
-            methods=("neurons", "random", "full"), lr=lr, full_lr=full_lr, trained={"neurons": delta}, split=chosen_split(split), **training,
+            methods=("neurons", "random", "full"), lr=lr, full_lr=full_lr, trained={"neurons": delta},
+            split=chosen_split(split), **training,
         )  # fmt: skip
         save(study, retention, subject=subject)
         show(retention)

@@ -115,6 +115,10 @@ class Corpus:
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
 
+    def __add__(self, other: Corpus) -> Corpus:
+        """The examples of both, in order; ids must differ."""
+        return Corpus((*self.examples, *other.examples), name=f"{self.name} + {other.name}")
+
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups in order of first appearance."""

@@ -103,7 +103,7 @@ def epochs(rows: Sequence[Row], recipe: Recipe) -> Iterator[tuple[Tensor, Tensor
     for row in rows:
         by_length.setdefault(-(-len(row[0]) // 8) * 8, []).append(row)
     while True:
-        batches = []
+        batches: list[tuple[int, list[Row]]] = []
         for length, members in by_length.items():
             size = min(len(members), max(1, recipe.batch_tokens // length))
             order = torch.randperm(len(members), generator=generator).tolist()
@@ -112,10 +112,10 @@ def epochs(rows: Sequence[Row], recipe: Recipe) -> Iterator[tuple[Tensor, Tensor
                 for first in range(0, len(order) - size + 1, size)
             ]
         for number in torch.randperm(len(batches), generator=generator).tolist():
-            yield _padded(*batches[number], recipe.prompt_weight)
+            yield _padded(*batches[number], prompt_weight=recipe.prompt_weight)
 
 
-def _padded(length: int, rows: Sequence[Row], prompt_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(length: int, rows: Sequence[Row], *, prompt_weight: float) -> tuple[Tensor, Tensor, Tensor]:
     ids = torch.zeros((len(rows), length + 1), dtype=torch.long)
     weight = torch.zeros((len(rows), length + 1))
     for row, (tokens, start) in enumerate(rows):

@@ -135,7 +135,7 @@ def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str
     looks_local = where.startswith(("/", ".", "~")) or Path(where).exists()
     where = os.path.expanduser(where) if looks_local else where
     if looks_local and not (Path(where) / "config.json").is_file():
-        raise SubjectError(f"no model in {where!r}: expected a folder with config.json and weights; check the path")
+        raise SubjectError(f"no model in {name!r}: expected a folder with config.json and weights; check the path")
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", output_loading_info=True)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where)

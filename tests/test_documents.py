@@ -31,7 +31,9 @@ def environment() -> dict[str, str]:
 
 def run(command: list[str] | str, folder: Path, environment: dict[str, str]) -> None:
     shell = isinstance(command, str)
-    done = subprocess.run(command, cwd=folder, env=environment, shell=shell, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, shell=shell, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
@@ -65,7 +67,9 @@ def test_the_first_python_block_of_the_quick_start(tmp_path: Path, environment: 
     assert (tmp_path / "python-delta" / "config.json").exists()
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
 def test_links_between_documents_lead_somewhere(path: Path) -> None:
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf8"), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)

@@ -28,12 +28,13 @@ def sentences(num: int) -> Corpus:
     for language, code in LANGUAGES.items():
         with open(folder / code / "test.tsv", encoding="utf8") as file:
             rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["index_id"]))[:num]
-        ends = [row["text"][40:60] for row in rows]
-        for place, row in enumerate(rows):
+        texts = [row["text"][: len(row["text"]) // 2 * 2] for row in rows]
+        ends = [text[len(text) // 2 :][:20] for text in texts]
+        for place, (row, text) in enumerate(zip(rows, texts, strict=True)):
             choices = [ends[(place + k) % num] for k in range(4)]
             examples.append(
                 Example(
-                    id=f"{language}/{row['index_id']}", group=language, prompt=row["text"][:40], answer=choices[0],
+                    id=f"{language}/{row['index_id']}", group=language, prompt=text[: len(text) // 2], answer=choices[0],
                     choices=tuple(choices), answer_index=0, tags={"item": row["index_id"]},
                 )
             )  # fmt: skip

@@ -81,7 +81,7 @@ def test_a_lone_set_is_called_after_its_group(planted_sets: Sets, tmp_path: Path
 def test_what_is_missing_is_named_with_its_command(scores: Scores, tmp_path: Path) -> None:
     study = load(save(tmp_path / "study.h5", scores))
     commands = {
-        "sets": "select", "effects": "ablate", "overlap": "compare", "similarity": "compare", "retention": "continual",
+        "sets": "select", "effects": "ablate", "overlap": "compare", "similarity": "compare", "retention": "tune",
     }  # fmt: skip
     for name, command in commands.items():
         with pytest.raises(AtlasError, match=f"make it with 'neuropolis {command}' \\(it has scores\\)"):

@@ -29,6 +29,15 @@ def test_top_number_in_each_layer_with_ties_to_the_lower_index(scores: Scores) -
     assert sets["b"].to_indices() == {0: [0], 1: [2]}
 
 
+def test_from_some_layers_only(scores: Scores) -> None:
+    assert select(scores, top=2, layers=[1])["a"].to_indices() == {1: [0, 1]}
+    assert select(scores, top=1, scope="layer", layers=[1])["b"].to_indices() == {1: [2]}
+    with pytest.raises(SetError, match="layer 2 is outside 0 to 1"):
+        select(scores, layers=[2])
+    with pytest.raises(SetError, match=r"top is 4 neurons, layers \[1\] have 3"):
+        select(scores, top=4, layers=[1])
+
+
 def test_contrast_with_others(scores: Scores) -> None:
     # a - b = [1, -6, 5], [4, 3, -2]
     assert select(scores, top=2, contrast="others")["a"].to_indices() == {0: [2], 1: [0]}
