@@ -35,6 +35,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the atlas, the delta and the report.")] = Path("demo"),
     controls: Annotated[int, typer.Option(help="Matched random sets per culture.")] = 5,
     group: Annotated[str, typer.Option(help="The new culture: ethiopia, georgia, thailand or vietnam.")] = "thailand",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three cultures, one control, one epoch: whether everything runs, no more.")
+    ] = False,
 ) -> None:
     from ..analysis.overlap import overlap
     from ..analysis.similarity import similarity
@@ -47,6 +50,9 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     subject, corpus = open_model("bundled:polis"), open_corpus("bundled:polis")
     new = open_corpus("bundled:polis-new").only(group)
+    epochs = EPOCHS
+    if quick:
+        corpus, controls, epochs = corpus.only(corpus.groups[:3]), 1, 1
     say(f"model {subject.name}: {subject.num_parameters:,} parameters")
     say(f"corpus {corpus.name}: {len(corpus)} questions of {len(corpus.groups)} cultures in three languages")
 
@@ -64,7 +70,7 @@ def demo(
     ablating.show(effects)
 
     say(f"\n3. tune: learn {group} with 5 % of the FFN neurons, with as many random ones, and with all parameters")
-    delta, retention = _tuned(subject, corpus, new, group)
+    delta, retention = _tuned(subject, corpus, new, group, epochs)
     tuning.show(retention)
 
     say("\n4. compare: do the sets overlap more than by chance, and are their parameters alike?")
@@ -87,7 +93,7 @@ def _ablated(subject: Subject, corpus: Corpus, sets: dict[str, NeuronSet], contr
         return ablate(subject, asked, sets, controls=controls, max_tokens=MAX_TOKENS, progress=bar)
 
 
-def _tuned(subject: Subject, known: Corpus, new: Corpus, group: str) -> tuple[Delta, Retention]:
+def _tuned(subject: Subject, known: Corpus, new: Corpus, group: str, epochs: int) -> tuple[Delta, Retention]:
     """Train the upper layers' neurons that the new culture uses more than the known ones do."""
     from ..analysis.choices import answer_correct
     from ..attribution.attribute import attribute
@@ -100,10 +106,10 @@ def _tuned(subject: Subject, known: Corpus, new: Corpus, group: str) -> tuple[De
         scores = attribute(subject, known + new, progress=bar)
     neurons = select(scores, top=0.05, contrast="others", layers=upper)[group]
     with progress(f"tuning {len(neurons)} neurons") as bar:
-        delta = finetune(subject, new, neurons, lr=SLICE_RATE, epochs=EPOCHS, progress=bar)
+        delta = finetune(subject, new, neurons, lr=SLICE_RATE, epochs=epochs, progress=bar)
     with progress("tuning the others") as bar:
         retention = compare_tuning(
             subject, new, known, neurons, group=group, accuracy=answer_correct, methods=("neurons", "random", "full"),
-            lr=SLICE_RATE, full_lr=FULL_RATE, epochs=EPOCHS, trained={"neurons": delta}, progress=bar,
+            lr=SLICE_RATE, full_lr=FULL_RATE, epochs=epochs, trained={"neurons": delta}, progress=bar,
         )  # fmt: skip
     return delta, retention
