@@ -92,5 +92,5 @@ def show(effects: Effects) -> None:
     found = sum(r["specific"] for r in rows)
     say(
         f"{found} of {len(rows)} sets are specific: they hurt their own group more than the mean of the others and more than "
-        "matched controls, both at p < 0.05 after Holm's correction"
+        "matched controls (the larger of the two p-values, Holm-corrected, below 0.05)"
     )

@@ -126,7 +126,7 @@ def effects_table(effects: Effects) -> Table:
     columns = (
         "set", "neurons", "own group before (%)", "after (%)", "change (points)", "95 % interval",
         "others' change (points)",
-        "controls' change (points)", "p against others", "p against controls", "both below 0.05",
+        "controls' change (points)", "p against others", "p against controls", "specific",
         "smallest detectable (points)",
     )  # fmt: skip
     rows = tuple(

@@ -47,7 +47,7 @@ def effects_words(effects: Effects) -> tuple[str, ...]:
     """For how many sets silencing hurts the own group more than the others and more than matched controls do."""
     base = 100 * effects.accuracy_base[torch.isfinite(effects.accuracy_base)]
     said = (
-        f"With nothing silenced, accuracy ({effects.metric}) is {base.mean():.1f} % on the mean of "
+        f"With nothing silenced, {effects.metric} is {base.mean():.1f} % on the mean of "
         f"{_many(len(base), 'group')} ({_span(base.tolist(), '.1f')} %)."
     )
     rows = [row for row in effects.summary() if row["group"] is not None]
@@ -63,8 +63,8 @@ def effects_words(effects: Effects) -> tuple[str, ...]:
     )
     found = (
         f"Silencing (kind {effects.kind}) hurts the own group more than the mean of the others and more than the mean "
-        f"of {_many(controls, 'matched random set')} for {len(specific)} of {_many(len(rows), 'set')} (both corrected "
-        f"p < {SIGNIFICANT}). Mean change in percentage points: own group {change}, other groups {others}, own group "
+        f"of {_many(controls, 'matched random set')} for {len(specific)} of {_many(len(rows), 'set')} (the larger "
+        f"of the two p-values, Holm-corrected, below {SIGNIFICANT}). Mean change in percentage points: own group {change}, other groups {others}, own group "
         f"by controls {random}."
     )
     left = [row["set"] for row in rows if not row["specific"]]
