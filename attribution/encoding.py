@@ -106,6 +106,8 @@ def batches(
     encoded: Sequence[Encoded], *, max_tokens: int = 4096, padding_side: PaddingSide = "right", pad_id: int = 0
 ) -> Iterator[Batch]:
     """Batches of similar lengths, longest first, of at most `max_tokens` tokens with padding (one example at least)."""
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}; expected the tokens of a batch, 1 or more")
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].ids))
     while order:
         longest = len(encoded[order[0]].ids) - 1

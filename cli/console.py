@@ -111,7 +111,10 @@ def layer_range(text: str | None) -> list[int] | None:
         return None
     try:
         ends = [part.split("-") for part in text.split(",")]
-        return [layer for part in ends for layer in range(int(part[0]), int(part[-1]) + 1)]
+        spans = [range(int(part[0]), int(part[-1]) + 1) for part in ends]
+        if not all(spans):
+            raise ValueError
+        return [layer for span in spans for layer in span]
     except ValueError:
         fail(f"cannot read {text!r} as layers; expected a range such as 2-3 or a list such as 0,5,7")
 

@@ -150,7 +150,14 @@ def _from_name(name: str, tokenizer: Any, dtype: torch.dtype | None, device: str
             f"cannot load model {name!r}: its checkpoint lacks {len(missing)} weights, such as {missing[0]}, "
             "which would be random; expected the checkpoint of a causal LM"
         )
-    loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        loaded.to(place).eval()
+    except (AssertionError, RuntimeError) as error:  # torch raises either for a device that is not there
+        reason = str(error).strip().splitlines()[0]
+        raise SubjectError(
+            f"cannot put {name!r} on device {place!r}: {reason}; try --device cpu (device='cpu')"
+        ) from error
     return Subject(loaded, tokenizer, name, fingerprint(loaded))
 
 
