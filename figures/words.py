@@ -63,9 +63,9 @@ def effects_words(effects: Effects) -> tuple[str, ...]:
     )
     found = (
         f"Silencing (kind {effects.kind}) hurts the own group more than the mean of the others and more than the mean "
-        f"of {_many(controls, 'matched random set')} for {len(specific)} of {_many(len(rows), 'set')} (the larger "
-        f"of the two p-values, Holm-corrected, below {SIGNIFICANT}). Mean change in percentage points: own group {change}, other groups {others}, own group "
-        f"by controls {random}."
+        f"of {_many(controls, 'matched random set')} for {len(specific)} of {_many(len(rows), 'set')} (the larger of the "
+        f"two p-values, Holm-corrected, below {SIGNIFICANT}). Mean change in percentage points: own group {change}, "
+        f"other groups {others}, own group by controls {random}."
     )
     left = [row["set"] for row in rows if not row["specific"]]
     return (said, found, *((f"Not shown for {_listed(left)}.",) if left else ()))
