@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..neurons.sets import NeuronSet
     from ..neurons.subject import Subject
 
-# Chosen on the dev split: each way's rate that learns all it can with the least forgotten.
+# From the dev split: rates at which each way learns nearly all it can and forgets little (docs/first-results.md).
 SLICE_RATE, FULL_RATE, EPOCHS = 3e-4, 5e-5, 10
 WORDING = "t7"  # one of the two test wordings of every topic, so that the demo takes minutes
 MAX_TOKENS = 1024
