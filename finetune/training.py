@@ -22,6 +22,7 @@ from .trainable import Trainable, trainable_full, trainable_slice
 
 Schedule = Literal["cosine", "constant"]
 Progress = Callable[[int, int], None]
+Penalty = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def finetune(
     recipe = Recipe(lr, steps, epochs, batch_size, weight_decay, clip, schedule, warmup, seed)
     rows = corpus.part(split, auto="train")
     with trainable_slice(subject, neurons) as trainable:
-        history = _train(subject, encode_corpus(subject, rows), trainable, recipe, progress)
+        history = train(subject, encode_corpus(subject, rows), trainable, recipe, progress=progress)
         return _delta(subject, neurons, trainable, history, _origin("finetune", rows, recipe))
 
 
@@ -122,7 +123,7 @@ def finetune_full(
     recipe = Recipe(lr, steps, epochs, batch_size, weight_decay, clip, schedule, warmup, seed)
     rows = corpus.part(split, auto="train")
     with trainable_full(subject) as trainable:
-        history = _train(subject, encode_corpus(subject, rows), trainable, recipe, progress)
+        history = train(subject, encode_corpus(subject, rows), trainable, recipe, progress=progress)
         return _delta(subject, None, trainable, history, _origin("finetune_full", rows, recipe))
 
 
@@ -132,10 +133,19 @@ def answer_loss(subject: Subject, batch: Batch) -> Float[Tensor, ""]:
     return -log_probs.sum() / (batch.targets != IGNORED).sum().to(log_probs.device)
 
 
-def _train(
-    subject: Subject, encoded: Sequence[Encoded], trainable: Trainable, recipe: Recipe, progress: Progress | None
+def train(
+    subject: Subject,
+    encoded: Sequence[Encoded],
+    trainable: Trainable,
+    recipe: Recipe,
+    *,
+    penalty: Penalty | None = None,
+    progress: Progress | None = None,
 ) -> tuple[float, ...]:
-    """Move the masters; returns the loss of every step."""
+    """Move the masters; returns the answer loss of every step. `penalty` is added to each step's loss before its backward.
+
+    Raises TuneError when a loss or a gradient is not finite.
+    """
     num_steps = recipe.num_steps(len(encoded))
     optimizer = torch.optim.AdamW(trainable.masters, lr=recipe.lr, weight_decay=recipe.weight_decay)
     history: list[float] = []
@@ -146,7 +156,7 @@ def _train(
         loss = answer_loss(subject, batch)
         history.append(loss.item())
         _finite(history[-1], "loss", step, num_steps, recipe)
-        loss.backward()
+        (loss if penalty is None else loss + penalty()).backward()
         norm = nn.utils.clip_grad_norm_(trainable.masters, math.inf if recipe.clip is None else recipe.clip)
         _finite(norm.item(), "gradient", step, num_steps, recipe)
         optimizer.step()
