@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
     from .attribution.methods import register_method as register_method
+    from .attribution.permutation import Significance as Significance
+    from .attribution.permutation import permutation as permutation
+    from .attribution.selection import exclusive as exclusive
+    from .attribution.selection import in_common as in_common
     from .attribution.selection import select as select
+    from .attribution.stability import Stability as Stability
+    from .attribution.stability import stability as stability
+    from .attribution.stability import stable as stable
     from .corpora.examples import Corpus as Corpus
     from .corpora.examples import CorpusError as CorpusError
     from .corpora.examples import Example as Example
@@ -64,8 +71,10 @@ _HOME = {
     "Retention": "finetune.retention",
     "Scores": "neurons.scores",
     "SetError": "neurons.errors",
+    "Significance": "attribution.permutation",
     "Similarity": "analysis.similarity",
     "SiteError": "neurons.errors",
+    "Stability": "attribution.stability",
     "Study": "analysis.study",
     "Subject": "neurons.subject",
     "SubjectError": "neurons.errors",
@@ -74,21 +83,26 @@ _HOME = {
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
     "compare_tuning": "finetune.retention",
+    "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
+    "in_common": "attribution.selection",
     "intervene": "neurons.interventions",
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",
     "load_model": "neurons.subject",
     "overlap": "analysis.overlap",
+    "permutation": "attribution.permutation",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
     "report": "figures.report",
     "save": "analysis.study",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
+    "stability": "attribution.stability",
+    "stable": "attribution.stability",
     "write_jsonl": "corpora.jsonl",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

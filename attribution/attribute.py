@@ -189,7 +189,13 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
         extra = {"control_values": values[number:], "control_signed": signed[number:]}
     own = sums.scored[: len(asked.corpus)]
     if sums.rows is not None:
-        extra |= {"rows": sums.rows[: len(own)][own], "row_groups": asked.groups[: len(own)][own]}
+        numbers: dict[str, int] = {}
+        items = torch.tensor([numbers.setdefault(e.item, len(numbers)) for e in asked.corpus])
+        extra |= {
+            "rows": sums.rows[: len(own)][own],
+            "row_groups": asked.groups[: len(own)][own],
+            "row_items": items[own],
+        }
     left_out = [asked.scored[row].id for row in (~sums.scored).nonzero().flatten().tolist()]
     origin = asked.origin | ({"skipped": left_out} if left_out else {})
     return Scores(

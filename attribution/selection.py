@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -62,6 +62,31 @@ def select(
         }  # fmt: skip
         sets[group] = NeuronSet(scores.site, scores.subject, mask, origin)
     return sets
+
+
+def exclusive(sets: Mapping[str, NeuronSet]) -> dict[str, NeuronSet]:
+    """Each group's set without the neurons that any other group's set holds too."""
+    alone = {}
+    for group, own in sets.items():
+        others = torch.stack(
+            [(own & other).mask for name, other in sets.items() if name != group] or [own.mask & False]
+        )
+        origin = {"made": "exclusive", "group": group, "among": list(sets), "of": dict(own.origin)}
+        alone[group] = NeuronSet(own.site, own.subject, own.mask & ~others.any(dim=0), origin)
+    return alone
+
+
+def in_common(sets: Mapping[str, NeuronSet], *, at_least: int | None = None) -> NeuronSet:
+    """The neurons of at least so many of the sets (by default of all). Raises SetError when there are not so many sets."""
+    number = len(sets) if at_least is None else at_least
+    if not sets or not 1 <= number <= len(sets):
+        raise SetError(f"at_least is {at_least}; expected 1 to {len(sets)}, the number of sets")
+    first, *rest = sets.values()
+    for other in rest:
+        first & other  # refuses sets of another site or subject
+    counts = torch.stack([one.mask for one in sets.values()]).sum(dim=0)
+    origin = {"made": "in_common", "at_least": number, "among": list(sets)}
+    return NeuronSet(first.site, first.subject, counts >= number, origin)
 
 
 def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Float[Tensor, "group layer neuron"]:
