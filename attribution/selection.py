@@ -66,13 +66,12 @@ def select(
 
 def exclusive(sets: Mapping[str, NeuronSet]) -> dict[str, NeuronSet]:
     """Each group's set without the neurons that any other group's set holds too."""
+    masks = _masks(sets)
+    counts = masks.sum(dim=0)
     alone = {}
-    for group, own in sets.items():
-        others = torch.stack(
-            [(own & other).mask for name, other in sets.items() if name != group] or [own.mask & False]
-        )
+    for (group, own), mask in zip(sets.items(), masks, strict=True):
         origin = {"made": "exclusive", "group": group, "among": list(sets), "of": dict(own.origin)}
-        alone[group] = NeuronSet(own.site, own.subject, own.mask & ~others.any(dim=0), origin)
+        alone[group] = NeuronSet(own.site, own.subject, mask & (counts == 1), origin)
     return alone
 
 
@@ -81,12 +80,15 @@ def in_common(sets: Mapping[str, NeuronSet], *, at_least: int | None = None) -> 
     number = len(sets) if at_least is None else at_least
     if not sets or not 1 <= number <= len(sets):
         raise SetError(f"at_least is {at_least}; expected 1 to {len(sets)}, the number of sets")
-    first, *rest = sets.values()
-    for other in rest:
-        first & other  # refuses sets of another site or subject
-    counts = torch.stack([one.mask for one in sets.values()]).sum(dim=0)
+    first = next(iter(sets.values()))
     origin = {"made": "in_common", "at_least": number, "among": list(sets)}
-    return NeuronSet(first.site, first.subject, counts >= number, origin)
+    return NeuronSet(first.site, first.subject, _masks(sets).sum(dim=0) >= number, origin)
+
+
+def _masks(sets: Mapping[str, NeuronSet]) -> Bool[Tensor, "set layer neuron"]:
+    """The masks of sets that may be combined; the algebra refuses others."""
+    first = next(iter(sets.values()))
+    return torch.stack([(one | (first & one)).mask for one in sets.values()])
 
 
 def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Float[Tensor, "group layer neuron"]:
