@@ -167,3 +167,19 @@ def test_help_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "locate" in done.stdout
+
+
+def test_measuring_on_the_questions_located_on_is_said(run: Run, corpus: Corpus, folder: Path) -> None:
+    run("locate", "model", "--data", "my.jsonl", "--out", "study.h5")
+    run("select", "study.h5", "--top", "5%")
+    same = run("ablate", "model", "--data", "my.jsonl", "--study", "study.h5", "--controls", "1")
+    assert "the very questions that they were measured on" in same
+    write_jsonl(Corpus(tuple(e for row, e in enumerate(corpus) if row % 2)), folder / "other.jsonl")
+    other = run("ablate", "model", "--data", "other.jsonl", "--study", "study.h5", "--controls", "1")
+    assert "the very questions" not in other
+
+
+def test_a_folder_is_no_file_to_write(run: Run, folder: Path) -> None:
+    assert "it is a folder" in run("locate", "model", "--data", "my.jsonl", "--out", ".", fails=True)
+    run("locate", "model", "--data", "my.jsonl", "--out", "study.h5")
+    assert "it is a folder" in run("report", "study.h5", "--out", str(folder), fails=True)
