@@ -1,20 +1,65 @@
-"""`attribute`: scores of every group in one pass."""
+"""`attribute`: scores of every group, by one method or several, in one pass wherever they can share it."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ..corpora.examples import Corpus, CorpusError
 from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
+from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
 from .encoding import PaddingSide, encode_corpus
-from .engine import TOKEN_REDUCTIONS, NotFinite, Progress, Sums, TokenReduction, one_pass
-from .methods import method_named
+from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
+from .methods import TOKEN_REDUCTIONS, Method, TokenReduction, method_named
 from .objectives import ObjectiveName, objective_named, prepare
+from .sums import Sums
+
+
+class Settings(TypedDict, total=False):
+    """The arguments of `attribute` that do not change what it returns."""
+
+    objective: ObjectiveName
+    tokens: TokenReduction
+    controls: bool
+    split: str | None
+    min_examples: int
+    max_tokens: int
+    padding_side: PaddingSide
+    on_not_finite: NotFiniteRule
+    keep_rows: bool
+    options: Mapping[str, Any] | None
+    progress: Progress | None
+
+
+@overload
+def attribute(
+    subject: Subject, corpus: Corpus, *, method: str = ..., site: str = ..., **settings: Unpack[Settings]
+) -> Scores: ...
+
+
+@overload
+def attribute(
+    subject: Subject,
+    corpus: Corpus,
+    *,
+    methods: Sequence[str],
+    site: str | Sequence[str] = ...,
+    **settings: Unpack[Settings],
+) -> dict[str, Scores]: ...
+
+
+@overload
+def attribute(
+    subject: Subject, corpus: Corpus, *, method: str = ..., site: Sequence[str], **settings: Unpack[Settings]
+) -> dict[str, Scores]: ...
 
 
 def attribute(
@@ -22,7 +67,8 @@ def attribute(
     corpus: Corpus,
     *,
     method: str = "taylor",
-    site: str = "mlp",
+    methods: Sequence[str] | None = None,
+    site: str | Sequence[str] = "mlp",
     objective: ObjectiveName = "loss",
     tokens: TokenReduction = "sum",
     controls: bool = False,
@@ -30,8 +76,11 @@ def attribute(
     min_examples: int = 2,
     max_tokens: int = 4096,
     padding_side: PaddingSide = "right",
+    on_not_finite: NotFiniteRule = "stop",
+    keep_rows: bool = False,
+    options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-) -> Scores:
+) -> Scores | dict[str, Scores]:
     """Score how much each group of a corpus depends on each neuron of a site, all groups in one pass.
 
     The score of an example is the method's contribution reduced over tokens: `sum` (signed, the default: for `taylor` the
@@ -39,70 +88,159 @@ def attribute(
     tokens, as CULNIG does). `values` is the mean over a group's examples of its absolute value, `signed` the mean with the
     sign, positive where the neuron helps.
 
-    With `controls`, the control twins are scored in the same pass, for selection by contrast against them.
+    `methods` and a sequence of sites score several at once and give a dict: keyed by method, by site, or by "method/site"
+    where both are several. Methods that read from a forward or a backward share one pass, whatever the sites.
+    `options` are further arguments of methods that take some.
+
+    With `controls`, the control twins are scored in the same pass, for selection by contrast against them. `keep_rows`
+    keeps every example's score (`Scores.rows`), which stability and permutation need.
     `split="auto"` takes the examples tagged `split: train` where the corpus has splits, so that effects can be measured
     on others; None takes all of them.
 
-    Raises CorpusError for a group of fewer than `min_examples` examples, and when an example's objective is not finite.
+    Raises CorpusError for a group of fewer than `min_examples` examples, and when an example's objective or score is not
+    finite; with `on_not_finite="skip"` such examples are left out, and `origin["skipped"]` names them.
     """
     corpus = corpus.part(split, auto="train")
+    _check_groups(corpus, min_examples)
+    if tokens not in TOKEN_REDUCTIONS:
+        raise ValueError(f"unknown token reduction {tokens!r}; reductions are {', '.join(TOKEN_REDUCTIONS)}")
+    chosen = [method_named(name) for name in ([method] if methods is None else methods)]
+    sites = [subject.site(name) for name in ([site] if isinstance(site, str) else site)]
+    if not chosen or not sites:
+        raise ValueError("no method or no site is given; name at least one of each")
+    _check_options(chosen, options or {})
+    goal = objective_named(objective)
+    scored = Corpus((*corpus, *corpus.controls()), name=corpus.name) if controls else corpus
+    encoded, contrasts = prepare(subject, scored, encode_corpus(subject, scored), goal)
+    groups = _group_rows(corpus, controls)
+    job = Job(
+        subject, encoded, groups, len(corpus.groups) * (1 + controls), goal, contrasts,
+        max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress,
+    )  # fmt: skip
+    asked = _Asked(
+        subject, corpus, scored, groups, controls, min_examples, _origin(subject, corpus, split, tokens, options)
+    )
+    readings = [Reading(m, s, tokens, keep_rows) for m in chosen for s in sites if m.shared]
+    try:
+        shared = iter(one_pass(job, readings) if readings else ())
+        found = {}
+        for m in chosen:
+            for s in sites:
+                sums = next(shared) if m.shared else _own_passes(m, job, s, asked, options or {})
+                found[m.name, s.name] = _scores(sums, m, s, objective, asked)
+    except NotFinite as error:
+        raise _not_finite(error, scored) from error
+    if methods is None and isinstance(site, str):
+        return found[method, site]
+    many = methods is not None and not isinstance(site, str)
+    return {f"{m}/{s}" if many else m if methods is not None else s: one for (m, s), one in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What was asked for, as the scores must know it."""
+
+    subject: Subject
+    corpus: Corpus
+    scored: Corpus
+    groups: Int[Tensor, " example"]
+    controls: bool
+    min_examples: int
+    origin: dict[str, Any]
+
+
+def _own_passes(method: Method, job: Job, site: Site, asked: _Asked, options: Mapping[str, Any]) -> Sums:
+    """The sums of a method that does not share the pass."""
+    if method.reads == "job":
+        return method.function(job, site, **{key: options[key] for key in _option_names(method) if key in options})
+    if asked.controls:
+        raise ValueError(f"method {method.name!r} scores no control twins; leave controls out or take another method")
+    wanted = {"site": site.name} if "site" in inspect.signature(method.function).parameters else {}
+    values = method.function(asked.subject, asked.corpus, **wanted)
+    shape = [len(asked.corpus.groups), site.num_layers, site.width]
+    if not isinstance(values, Tensor) or list(values.shape) != shape:
+        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"method {method.name!r} gave {found}; expected a tensor [group, layer, neuron] {shape}")
+    counts = torch.tensor(list(asked.corpus.counts.values()))
+    weight, values = counts[:, None, None], values.detach().cpu().float()
+    return Sums(
+        values.abs() * weight, values * weight, values.square() * weight, counts, counts,
+        torch.ones(len(asked.corpus), dtype=torch.bool),
+    )  # fmt: skip
+
+
+def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Asked) -> Scores:
+    values, signed, squares = sums.means(method.over)
+    if method.finish is not None:
+        signed = method.finish(signed)
+        values, squares = signed.abs(), signed.square()
+    groups, number = asked.corpus.groups, len(asked.corpus.groups)
+    counts = sums.counts[:number]
+    for group, count in zip(groups, counts.tolist(), strict=True):
+        if count < asked.min_examples:
+            raise CorpusError(
+                f"group {group!r} has {count} examples left after those that are not finite were skipped, expected at least "
+                f"{asked.min_examples}; check the model's weights and dtype"
+            )
+    if not bool(torch.isfinite(values).all()):
+        raise CorpusError(f"scores of {method.name!r} overflow although every example's is finite; load a wider dtype")
+    extra: dict[str, Tensor] = {}
+    if asked.controls:
+        extra = {"control_values": values[number:], "control_signed": signed[number:]}
+    own = sums.scored[: len(asked.corpus)]
+    if sums.rows is not None:
+        extra |= {"rows": sums.rows[: len(own)][own], "row_groups": asked.groups[: len(own)][own]}
+    left_out = [asked.scored[row].id for row in (~sums.scored).nonzero().flatten().tolist()]
+    origin = asked.origin | ({"skipped": left_out} if left_out else {})
+    return Scores(
+        site.name, asked.subject.fingerprint, groups, values[:number], signed[:number], squares[:number], counts,
+        method=method.name, objective=objective, origin=origin, **extra,
+    )  # fmt: skip
+
+
+def _check_groups(corpus: Corpus, min_examples: int) -> None:
     for group, count in corpus.counts.items():
         if count < min_examples:
             raise CorpusError(
                 f"group {group!r} has {count} example{'s' if count > 1 else ''}, expected at least {min_examples}; "
                 "add examples, leave the group out, or lower min_examples"
             )
-    if tokens not in TOKEN_REDUCTIONS:
-        raise ValueError(f"unknown token reduction {tokens!r}; reductions are {', '.join(TOKEN_REDUCTIONS)}")
-    goal, contribution, place = objective_named(objective), method_named(method), subject.site(site)
-    scored = Corpus((*corpus, *corpus.controls()), name=corpus.name) if controls else corpus
-    encoded, contrasts = prepare(subject, scored, encode_corpus(subject, scored), goal)
-    rows = _group_rows(corpus, controls)
-    try:
-        sums = one_pass(
-            subject, encoded, rows, site=place, objective=goal, contrasts=contrasts, contribution=contribution,
-            tokens=tokens, max_tokens=max_tokens, padding_side=padding_side, progress=progress,
-        )  # fmt: skip
-    except NotFinite as error:
-        names = ", ".join(repr(scored[row].id) for row in error.rows[:5])
-        raise CorpusError(
-            f"the {objective} of {len(error.rows)} example(s) is not finite (NaN or Inf): {names}; "
-            "check the model's weights and dtype on these examples, or leave them out"
-        ) from error
-    origin = {
+
+
+def _option_names(method: Method) -> list[str]:
+    """Keyword-only parameters of a method with passes of its own."""
+    parameters = inspect.signature(method.function).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] if method.reads == "job" else []
+
+
+def _check_options(methods: Sequence[Method], options: Mapping[str, Any]) -> None:
+    known = {name for method in methods for name in _option_names(method)}
+    for key in options:
+        if key not in known:
+            names = ", ".join(method.name for method in methods)
+            raise ValueError(f"{key!r} is no option of {names}; options are {', '.join(sorted(known)) or '(none)'}")
+
+
+def _not_finite(error: NotFinite, scored: Corpus) -> CorpusError:
+    names = ", ".join(repr(scored[row].id) for row in error.rows[:5])
+    return CorpusError(
+        f"the {error.what} of {len(error.rows)} example(s) is not finite (NaN or Inf): {names}; check the model's weights and "
+        'dtype on these examples, leave them out, or let on_not_finite="skip" do so'
+    )
+
+
+def _origin(
+    subject: Subject, corpus: Corpus, split: str | None, tokens: str, options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
         "corpus": corpus.name, "corpus_hash": corpus.hash, "examples": [e.id for e in corpus], "split": split,
-        "tokens": tokens, "example_reduction": "mean of |score|", "dtype": str(subject.dtype),
+        "tokens": tokens, "example_reduction": "mean of |score|", "dtype": str(subject.dtype), "options": dict(options or {}),
         "subject_name": subject.name, "tokenizer": tokenizer_fingerprint(subject.tokenizer), "versions": library_versions(),
     }  # fmt: skip
-    return _scores(sums, corpus, site, subject, method, objective, origin, controls)
 
 
-def _group_rows(corpus: Corpus, controls: bool) -> Tensor:
+def _group_rows(corpus: Corpus, controls: bool) -> Int[Tensor, " example"]:
     """Group of every example; a control twin's is its question's plus the number of groups."""
     number = {group: index for index, group in enumerate(corpus.groups)}
     rows = torch.tensor([number[e.group] for e in corpus])
     return torch.cat([rows, rows + len(number)]) if controls else rows
-
-
-def _scores(
-    sums: Sums,
-    corpus: Corpus,
-    site: str,
-    subject: Subject,
-    method: str,
-    objective: str,
-    origin: dict[str, Any],
-    controls: bool,
-) -> Scores:
-    counts = sums.counts.to(sums.signed.device)[:, None, None]
-    values, signed, squares = ((part / counts).cpu() for part in (sums.absolute, sums.signed, sums.squares))
-    if not bool(torch.isfinite(values).all()):
-        raise CorpusError(
-            "scores are not finite although the objective is; the backward overflowed: load a wider dtype"
-        )
-    number = len(corpus.groups)
-    twin = {"control_values": values[number:], "control_signed": signed[number:]} if controls else {}
-    return Scores(
-        site, subject.fingerprint, corpus.groups, values[:number], signed[:number], squares[:number],
-        sums.counts[:number], method=method, objective=objective, origin=origin, **twin,
-    )  # fmt: skip

@@ -106,14 +106,20 @@ def batches(
     encoded: Sequence[Encoded], *, max_tokens: int = 4096, padding_side: PaddingSide = "right", pad_id: int = 0
 ) -> Iterator[Batch]:
     """Batches of similar lengths, longest first, of at most `max_tokens` tokens with padding (one example at least)."""
+    for chosen in plan_batches(encoded, max_tokens=max_tokens):
+        yield collate([encoded[row] for row in chosen], chosen, padding_side=padding_side, pad_id=pad_id)
+
+
+def plan_batches(encoded: Sequence[Encoded], *, max_tokens: int = 4096) -> Iterator[list[int]]:
+    """The rows of each of `batches`."""
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; expected the tokens of a batch, 1 or more")
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].ids))
     while order:
         longest = len(encoded[order[0]].ids) - 1
         size = max(1, max_tokens // max(1, longest))
-        chosen, order = order[:size], order[size:]
-        yield collate([encoded[row] for row in chosen], chosen, padding_side=padding_side, pad_id=pad_id)
+        yield order[:size]
+        order = order[size:]
 
 
 def collate(

@@ -1,156 +1,272 @@
-"""The one-pass engine: per-example gradients of neurons for every group at once, without parameter gradients.
+"""The one-pass engine: per-example readings of neurons for every group and method at once, without parameter gradients.
 
-An identity function stands on every tap. In its backward it sees the gradient of a layer's neurons beside their
-activation, reduces both to one score per example and neuron, and adds that to its group's sums; nothing else is kept.
+An identity function stands on every tap. In the forward it sees a layer's activations, in the backward their gradient beside
+them; it reduces both to one score per example and neuron. A batch's scores join its groups' sums when the whole batch is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..neurons.sites import Site
+from ..neurons.sites import Site, Tap
 from ..neurons.subject import Subject
-from .encoding import Batch, Encoded, PaddingSide, batches, forward, pad_id
+from .encoding import Batch, Encoded, PaddingSide, collate, forward, pad_id, plan_batches
+from .methods import Method, TokenReduction
 from .objectives import Contrast, Objective
+from .sums import Sums, empty_sums
 
-TokenReduction = Literal["sum", "abs", "mean", "max"]
-TOKEN_REDUCTIONS = ("sum", "abs", "mean", "max")
-Contribution = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], None]
+NotFiniteRule = Literal["stop", "skip"]
+CHUNK = 2**22  # numbers of a contribution that are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
-class Sums:
-    """Sums over a group's examples: of |score|, of the signed score, of its square [group, layer, neuron]; and their number."""
+class Job:
+    """Examples to be scored, whichever method does it.
 
-    absolute: Float[Tensor, "group layer neuron"]
-    signed: Float[Tensor, "group layer neuron"]
-    squares: Float[Tensor, "group layer neuron"]
-    counts: Int[Tensor, " group"]
+    `groups` [example] numbers each example's group, below `num_groups`; several groups may share no example. `contrasts` are
+    those of an objective that needs choices. `max_tokens` is a batch's budget, padding included. What happens to an example
+    whose objective or score is NaN or infinite is said by `on_not_finite`.
+    """
+
+    subject: Subject
+    encoded: Sequence[Encoded]
+    groups: Int[Tensor, " example"]
+    num_groups: int
+    objective: Objective
+    contrasts: Sequence[Sequence[Contrast]] = ()
+    max_tokens: int = 4096
+    padding_side: PaddingSide = "right"
+    on_not_finite: NotFiniteRule = "stop"
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One method that reads one site during a pass."""
+
+    method: Method
+    site: Site
+    tokens: TokenReduction = "sum"
+    keep_rows: bool = False
 
 
 class NotFinite(ValueError):
-    """The objective of some examples is NaN or infinite. `rows` says which."""
+    """The objective or the score of some examples is NaN or infinite. `rows` says which, `what` what."""
 
-    def __init__(self, rows: Sequence[int]) -> None:
-        super().__init__(f"the objective of {len(rows)} examples is not finite")
+    def __init__(self, what: str, rows: Sequence[int]) -> None:
+        super().__init__(f"the {what} of {len(rows)} examples is not finite")
+        self.what = what
         self.rows = tuple(rows)
 
 
-def one_pass(
-    subject: Subject,
-    encoded: Sequence[Encoded],
-    groups: Int[Tensor, " example"],
-    *,
-    site: Site,
-    objective: Objective,
-    contrasts: Sequence[Sequence[Contrast]] = (),
-    contribution: Contribution,
-    tokens: TokenReduction = "sum",
-    max_tokens: int = 4096,
-    padding_side: PaddingSide = "right",
-    progress: Progress | None = None,
-) -> Sums:
-    """Score every example once and sum by group.
+def one_pass(job: Job, readings: Sequence[Reading]) -> list[Sums]:
+    """Score every example once, by every reading, and sum by group.
 
-    The sums are at least float32, on the subject's device. A score does not depend on the example's batch mates.
-    Raises NotFinite when the objective of an example is NaN or infinite.
+    One forward serves all readings, and one backward those that read gradients. Sums are at least float32, on the subject's
+    device. A score does not depend on the example's batch mates. When memory runs out the batch is halved and tried again.
+
+    Raises NotFinite for an example whose objective or score is not finite, unless the job says to skip it.
     """
-    sums = _empty(subject, site, int(groups.max()) + 1)
-    sign = -1.0 if objective.lower_is_better else 1.0
+    dtype = torch.promote_types(job.subject.dtype, torch.float32)
+    sums = [
+        empty_sums(
+            (job.num_groups, r.site.num_layers, r.site.width), len(job.encoded), dtype=dtype, device=job.subject.device,
+            keep_rows=r.keep_rows,
+        )
+        for r in readings
+    ]  # fmt: skip
     done = 0
-    with subject.quiet(), torch.enable_grad():
-        for batch in batches(encoded, max_tokens=max_tokens, padding_side=padding_side, pad_id=pad_id(subject)):
-            sink = _Sink(
-                sums, groups[batch.rows].to(subject.device), batch.real.to(subject.device), sign, tokens, contribution
-            )
-            with ExitStack() as stack:
-                for layer, tap in enumerate(site.taps):
-                    side = tap.side
-                    stack.enter_context(
-                        tap.attached(lambda x, layer=layer, sink=sink, side=side: _tapped(x, layer, sink, side))
-                    )
-                values = objective.value(forward(subject, batch), batch, contrasts)
-            _check_finite(values, batch)
-            values.sum().backward()
-            done += len(batch.rows)
-            if progress is not None:
-                progress(done, len(encoded))
-    sums.counts.copy_(torch.bincount(groups, minlength=len(sums.counts)))
+    for rows in plan_batches(job.encoded, max_tokens=job.max_tokens):
+        for part in _fitting(rows, lambda chosen: _run(job, readings, chosen)):
+            _commit(job, readings, sums, part)
+        done += len(rows)
+        if job.progress is not None:
+            job.progress(done, len(job.encoded))
     return sums
 
 
-@dataclass(frozen=True, eq=False)
-class _Sink:
-    """Takes a layer's gradients and activations of one batch to the groups' sums."""
+@dataclass(eq=False)
+class _Run:
+    """One batch under way: what its taps have read so far, by reading and layer."""
 
-    sums: Sums
-    groups: Int[Tensor, " batch"]
-    real: Bool[Tensor, "batch token"]
+    batch: Batch
+    readings: Sequence[Reading]
     sign: float
-    tokens: TokenReduction
-    contribution: Contribution
+    real: Bool[Tensor, "batch token"]
+    found: dict[tuple[int, int], Float[Tensor, "batch neuron"]] = field(default_factory=dict)
+    sound: Bool[Tensor, " batch"] | None = None
 
-    def take(self, layer: int, grad: Tensor, x: Tensor) -> None:
-        # some families fold batch and token into one dimension before their FFN
-        shape = (*self.real.shape, x.shape[-1])
-        score = self.sign * self._reduced(self.contribution(grad.reshape(shape), x.reshape(shape)))
-        score = score.to(self.sums.signed.dtype)
-        self.sums.signed[:, layer].index_add_(0, self.groups, score)
-        self.sums.absolute[:, layer].index_add_(0, self.groups, score.abs())
-        self.sums.squares[:, layer].index_add_(0, self.groups, score.square())
+    def take(self, which: Sequence[int], layer: int, x: Tensor, gradient: Tensor | None = None) -> None:
+        """Reduce a layer's activations, and their gradient, to scores of the readings `which`."""
+        shape = (*self.real.shape, x.shape[-1])  # some families fold batch and token into one before their FFN
+        x = x.reshape(shape)
+        if gradient is not None:
+            gradient = gradient.reshape(shape)
+        size = max(1, CHUNK // max(1, shape[1] * shape[2]))
+        for number in which:
+            parts = []
+            for first in range(0, shape[0], size):
+                rows = slice(first, first + size)
+                parts.append(self._scores(self.readings[number], rows, x, gradient))
+            self.found[number, layer] = parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _reduced(self, part: Float[Tensor, "batch token neuron"]) -> Float[Tensor, "batch neuron"]:
-        if part.dtype in (torch.bfloat16, torch.float16):
-            part = part.float()
-        if self.tokens == "max":
-            worst = -self.sign * torch.inf
-            part = part.masked_fill(~self.real[..., None], worst)
-            return part.amax(dim=1) if self.sign > 0 else part.amin(dim=1)
-        if self.tokens == "abs":
-            return self.sign * part.abs().sum(dim=1)
-        total = part.sum(dim=1)
-        return total / self.real.sum(dim=1, keepdim=True) if self.tokens == "mean" else total
+    def _scores(
+        self, reading: Reading, rows: slice, x: Tensor, gradient: Tensor | None
+    ) -> Float[Tensor, "rows neuron"]:
+        real, method = self.real[rows], reading.method
+        tokens = method.tokens or reading.tokens
+        if method.reads == "gradient":
+            assert gradient is not None
+            return self.sign * _reduced(method.function(gradient[rows], x[rows]), real, tokens, self.sign, masked=False)
+        return _reduced(method.function(x[rows]), real, tokens, 1.0, masked=True)
 
 
-class _Tapped(torch.autograd.Function):
-    """Identity; its backward hands gradient and activation to the sink. It saves the tensor that the projection saves anyway."""
+def _reduced(
+    part: Float[Tensor, "batch token neuron"],
+    real: Bool[Tensor, "batch token"],
+    tokens: TokenReduction,
+    sign: float,
+    *,
+    masked: bool,
+) -> Float[Tensor, "batch neuron"]:
+    """Over real tokens. A gradient is zero on padding already, so that only an activation needs the mask in a sum."""
+    if part.dtype not in (torch.float32, torch.float64):
+        part = part.float()
+    if tokens == "max":
+        part = part.masked_fill(~real[..., None], -sign * torch.inf)
+        return part.amax(dim=1) if sign > 0 else part.amin(dim=1)
+    if masked and not bool(real.all()):
+        part = part.masked_fill(~real[..., None], 0)
+    if tokens == "abs":
+        return sign * part.abs().sum(dim=1)
+    total = part.sum(dim=1)
+    return total / real.sum(dim=1, keepdim=True) if tokens == "mean" else total
+
+
+def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> _Run:
+    """One batch through the model."""
+    subject = job.subject
+    batch = collate([job.encoded[row] for row in rows], rows, padding_side=job.padding_side, pad_id=pad_id(subject))
+    sign = -1.0 if job.objective.lower_is_better else 1.0
+    run = _Run(batch, readings, sign, batch.real.to(subject.device))
+    backward = any(r.method.reads == "gradient" for r in readings)
+    with subject.quiet(), torch.set_grad_enabled(backward), _tapped(run):
+        values = job.objective.value(forward(subject, batch), batch, job.contrasts)
+        run.sound = torch.isfinite(values.detach())
+        if job.on_not_finite == "stop":
+            _all_sound(run.sound, batch, f"objective {job.objective.name}")
+        if backward:
+            values[run.sound].sum().backward()
+    return run
+
+
+@contextmanager
+def _tapped(run: _Run) -> Iterator[None]:
+    """Every reading's taps attached; readings of one site share its taps."""
+    sites: dict[int, tuple[Site, list[int]]] = {}
+    for number, reading in enumerate(run.readings):
+        sites.setdefault(id(reading.site), (reading.site, []))[1].append(number)
+    with ExitStack() as stack:
+        for site, numbers in sites.values():
+            for layer, tap in enumerate(site.taps):
+                stack.enter_context(tap.attached(partial(_pass_on, run=run, numbers=numbers, layer=layer, tap=tap)))
+        yield
+
+
+def _pass_on(x: Tensor, *, run: _Run, numbers: Sequence[int], layer: int, tap: Tap) -> Tensor | None:
+    """Let the activations be read, and put an identity in their way where their gradient is wanted."""
+    forwards = [n for n in numbers if run.readings[n].method.reads == "activation"]
+    backwards = [n for n in numbers if run.readings[n].method.reads == "gradient"]
+    if forwards:
+        with torch.no_grad():
+            run.take(forwards, layer, x.detach())
+    if not backwards or not torch.is_grad_enabled():
+        return None
+    if not x.requires_grad:  # the lowest scored layer: nothing below it enters the backward
+        x = x.detach().requires_grad_()
+    out: Tensor = _Identity.apply(x, partial(run.take, backwards, layer))  # pyright: ignore[reportAssignmentType]
+    # some families (Falcon) add to an output in place, which autograd forbids on a view
+    return out.clone() if tap.side == "out" else out
+
+
+class _Identity(torch.autograd.Function):
+    """Its backward hands activation and gradient on. It saves the tensor that the projection saves anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: int, sink: _Sink) -> Tensor:
-        ctx.layer, ctx.sink = layer, sink
+    def forward(ctx: Any, x: Tensor, take: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.take = take
         ctx.save_for_backward(x)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ctx.sink.take(ctx.layer, grads[0], ctx.saved_tensors[0])
-        return grads[0], None, None
+        ctx.take(ctx.saved_tensors[0], grads[0])
+        return grads[0], None
 
 
-def _tapped(x: Tensor, layer: int, sink: _Sink, side: str) -> Tensor:
-    if not x.requires_grad:  # the lowest scored layer: nothing below it enters the backward
-        x = x.detach().requires_grad_()
-    out: Tensor = _Tapped.apply(x, layer, sink)  # pyright: ignore[reportAssignmentType]
-    # some families (Falcon) add to an output in place, which autograd forbids on a view
-    return out.clone() if side == "out" else out
+def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: _Run) -> None:
+    """A finished batch's scores into the sums; examples that are not finite stop the pass or stay out."""
+    assert run.sound is not None
+    sound = run.sound
+    for score in run.found.values():
+        sound = sound & torch.isfinite(score).all(dim=1)
+    if job.on_not_finite == "stop":
+        _all_sound(sound, run.batch, "score")
+    kept = sound.cpu()
+    rows = run.batch.rows[kept]
+    groups, real = job.groups[rows], run.batch.real.sum(dim=1)[kept]
+    everything = bool(kept.all())
+    placed = groups.to(job.subject.device)
+    for (number, layer), score in run.found.items():
+        score = score if everything else score[sound]
+        sums[number].add(layer, placed, score)
+        if readings[number].keep_rows:
+            one = sums[number].rows
+            assert one is not None
+            one[rows, layer] = score.float().cpu()
+    for one in sums:
+        one.counts.index_add_(0, groups, torch.ones_like(groups))
+        one.tokens.index_add_(0, groups, real)
+        one.scored[rows] = True
 
 
-def _empty(subject: Subject, site: Site, num_groups: int) -> Sums:
-    dtype = torch.promote_types(subject.dtype, torch.float32)
-    shape = (num_groups, site.num_layers, site.width)
-    absolute, signed, squares = (torch.zeros(shape, dtype=dtype, device=subject.device) for _ in range(3))
-    return Sums(absolute, signed, squares, torch.zeros(num_groups, dtype=torch.long))
+def _fitting(rows: list[int], run: Callable[[list[int]], _Run]) -> Iterator[_Run]:
+    """The batch, or where memory does not hold it its halves, and theirs."""
+    try:
+        done = run(rows)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise MemoryError(
+                f"one example (row {rows[0]}) does not fit in memory; load the subject in a narrower dtype, offload it, "
+                "turn on checkpointing, or shorten the example"
+            ) from error
+        done = None
+    if done is not None:
+        yield done
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(rows) // 2
+    yield from _fitting(rows[:half], run)
+    yield from _fitting(rows[half:], run)
 
 
-def _check_finite(values: Tensor, batch: Batch) -> None:
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        raise NotFinite(batch.rows[~finite.cpu()].tolist())
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; the CPU allocator has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _all_sound(sound: Bool[Tensor, " batch"], batch: Batch, what: str) -> None:
+    if not bool(sound.all()):
+        raise NotFinite(what, batch.rows[~sound.cpu()].tolist())

@@ -59,7 +59,7 @@ def _ways(shape: Shape) -> dict[str, Callable[[], Any]]:
     import transformers
     from captum.attr import LayerGradientXActivation
     from neuropolis.attribution.encoding import Encoded, answer_log_probs, batches
-    from neuropolis.attribution.engine import one_pass
+    from neuropolis.attribution.engine import Job, Reading, one_pass
     from neuropolis.attribution.methods import METHODS
     from neuropolis.attribution.objectives import OBJECTIVES
     from neuropolis.neurons.subject import load_model
@@ -91,10 +91,8 @@ def _ways(shape: Shape) -> dict[str, Callable[[], Any]]:
                 (-answer_log_probs(logits, batch.targets).sum()).backward()
 
     def neuropolis() -> None:
-        one_pass(
-            subject, encoded, groups, site=site, objective=OBJECTIVES["loss"], contribution=METHODS["taylor"],
-            max_tokens=budget,
-        )  # fmt: skip
+        job = Job(subject, encoded, groups, 4, OBJECTIVES["loss"], max_tokens=budget)
+        one_pass(job, [Reading(METHODS["taylor"], site)])
 
     def captum(trim: bool) -> None:
         with subject.quiet():

@@ -55,7 +55,7 @@ def locate(
     began = time.monotonic()
     with progress("scoring") as bar:
         scores = attribute(
-            subject, corpus, method=method, site=site, objective=objective, tokens=tokens, controls=controls,  # pyright: ignore[reportArgumentType]
+            subject, corpus, method=method, site=site, objective=objective, tokens=tokens, controls=controls,  # pyright: ignore[reportCallIssue, reportArgumentType]
             split=chosen_split(split), max_tokens=max_tokens, progress=bar,
         )  # fmt: skip
     save(out, scores, subject=subject)

@@ -221,3 +221,109 @@ def test_nan_is_named_by_example(make_subject: Any, corpus: Corpus) -> None:
         subject.model.model.embed_tokens.weight[subject.tokenizer.convert_tokens_to_ids("Z")] = torch.nan
     with pytest.raises(CorpusError, match=r"loss of 1 example\(s\) is not finite.*'bad/1'"):
         attribute(subject, Corpus((*corpus, special)))
+
+
+def test_methods_and_sites_share_one_pass_and_change_nothing(make_subject: Any, corpus: Corpus) -> None:
+    subject = make_subject("llama")
+    together = attribute(subject, corpus, methods=("taylor", "gradient"), site=("mlp", "q"))
+    assert list(together) == ["taylor/mlp", "taylor/q", "gradient/mlp", "gradient/q"]
+    for name, found in together.items():
+        method, site = name.split("/")
+        alone = attribute(subject, corpus, method=method, site=site)
+        assert torch.equal(found.signed, alone.signed), name
+        assert torch.equal(found.values, alone.values), name
+
+
+def test_rows_are_the_examples_scores(make_subject: Any, corpus: Corpus) -> None:
+    subject = make_subject("llama")
+    scores = attribute(subject, corpus, keep_rows=True)
+    assert scores.rows is not None
+    assert scores.row_groups is not None
+    for number, group in enumerate(scores.groups):
+        own = scores.rows[scores.row_groups == number]
+        assert len(own) == corpus.counts[group]
+        torch.testing.assert_close(own.abs().mean(dim=0), scores.values[number])
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    make_subject: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuropolis.attribution import engine
+
+    subject = make_subject("llama")
+    expected = attribute(subject, corpus)
+    plain = engine.forward
+    sizes = []
+
+    def hungry(subject: Any, batch: Any) -> torch.Tensor:
+        sizes.append(len(batch.rows))
+        logits = plain(subject, batch)
+        if len(batch.rows) > 2:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+            )
+        return logits
+
+    monkeypatch.setattr(engine, "forward", hungry)
+    scores = attribute(subject, corpus)
+    assert max(sizes) > 2
+    assert scores.counts.tolist() == expected.counts.tolist()
+    torch.testing.assert_close(scores.signed, expected.signed)
+
+
+def test_an_example_that_memory_does_not_hold_is_named(
+    make_subject: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuropolis.attribution import engine
+
+    def hungry(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine, "forward", hungry)
+    with pytest.raises(MemoryError, match="does not fit in memory"):
+        attribute(make_subject("llama"), corpus)
+
+
+def test_examples_that_are_not_finite_are_skipped_when_asked(
+    make_subject: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuropolis.attribution import engine
+
+    subject = make_subject("llama")
+    plain = engine.forward
+    bad = 3
+
+    def poisoned(subject: Any, batch: Any) -> torch.Tensor:
+        logits = plain(subject, batch)
+        hit = (batch.rows == bad).to(logits.dtype)[:, None, None]
+        return logits + torch.where(hit > 0, torch.nan, 0.0)
+
+    monkeypatch.setattr(engine, "forward", poisoned)
+    with pytest.raises(CorpusError, match=repr(corpus[bad].id)):
+        attribute(subject, corpus)
+    scores = attribute(subject, corpus, on_not_finite="skip", min_examples=1)
+    assert scores.origin["skipped"] == [corpus[bad].id]
+    monkeypatch.setattr(engine, "forward", plain)
+    rest = Corpus(tuple(e for e in corpus if e.id != corpus[bad].id))
+    torch.testing.assert_close(scores.signed, attribute(subject, rest, min_examples=1).signed)
+
+
+def test_a_registered_function_of_subject_and_corpus_is_a_method(make_subject: Any, corpus: Corpus) -> None:
+    from neuropolis.attribution.methods import METHODS, register_method
+
+    subject = make_subject("llama")
+    site = subject.site("mlp")
+
+    @register_method("mine")
+    def mine(subject: Subject, corpus: Corpus) -> torch.Tensor:
+        return -torch.ones(len(corpus.groups), site.num_layers, site.width)
+
+    try:
+        both = attribute(subject, corpus, methods=("mine", "taylor"))
+        assert bool((both["mine"].signed == -1).all())
+        assert bool((both["mine"].values == 1).all())
+        METHODS["mine"] = METHODS["mine"].__class__("mine", "subject", lambda subject, corpus: torch.ones(2))
+        with pytest.raises(ValueError, match="expected a tensor \\[group, layer, neuron\\]"):
+            attribute(subject, corpus, method="mine")
+    finally:
+        del METHODS["mine"]

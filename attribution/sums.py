@@ -1,0 +1,58 @@
+"""Sums: what a pass keeps of every group, and how it becomes scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .methods import Over
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Sums over a group's examples: of |score|, of the signed score, of its square [group, layer, neuron].
+
+    `counts` and `tokens` [group] say over how many examples and real tokens, `scored` [example] which examples are in.
+    `rows` [example, layer, neuron] holds every example's score where they were asked for.
+    """
+
+    absolute: Float[Tensor, "group layer neuron"]
+    signed: Float[Tensor, "group layer neuron"]
+    squares: Float[Tensor, "group layer neuron"]
+    counts: Int[Tensor, " group"]
+    tokens: Int[Tensor, " group"]
+    scored: Bool[Tensor, " example"]
+    rows: Float[Tensor, "example layer neuron"] | None = None
+
+    def add(self, layer: int, groups: Int[Tensor, " batch"], score: Float[Tensor, "batch neuron"]) -> None:
+        """Take one layer's scores of a batch in."""
+        score = score.to(self.signed.dtype)
+        self.signed[:, layer].index_add_(0, groups, score)
+        self.absolute[:, layer].index_add_(0, groups, score.abs())
+        self.squares[:, layer].index_add_(0, groups, score.square())
+
+    def means(self, over: Over = "examples") -> tuple[Tensor, Tensor, Tensor]:
+        """Mean |score|, mean signed score and mean square of each group [group, layer, neuron], on the CPU.
+
+        Over tokens, an example's score is divided by the mean number of tokens of its group's examples, so that the mean over
+        examples is the mean over tokens. A group without examples gets NaN.
+        """
+        counts = self.counts.to(self.signed.dtype)
+        scale = torch.ones_like(counts) if over == "examples" else counts / self.tokens
+        divisor = (counts / scale)[:, None, None].to(self.signed.device)
+        scale = scale[:, None, None].to(self.signed.device)
+        absolute, signed, squares = self.absolute / divisor, self.signed / divisor, self.squares * scale / divisor
+        return absolute.cpu(), signed.cpu(), squares.cpu()
+
+
+def empty_sums(
+    shape: tuple[int, int, int], num_examples: int, *, dtype: torch.dtype, device: torch.device, keep_rows: bool = False
+) -> Sums:
+    """Sums of nothing [group, layer, neuron]; `keep_rows` makes room for every example's scores, in float32 on the CPU."""
+    absolute, signed, squares = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(3))
+    counts, tokens = (torch.zeros(shape[0], dtype=torch.long) for _ in range(2))
+    rows = torch.full((num_examples, *shape[1:]), torch.nan) if keep_rows else None
+    return Sums(absolute, signed, squares, counts, tokens, torch.zeros(num_examples, dtype=torch.bool), rows)
