@@ -48,8 +48,16 @@ _STATIONS: dict[nn.Module, _Station] = {}
 
 
 def find_experts(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The experts modules inside a decoder layer, with their paths in it: those that transformers' ExpertsInterface runs."""
-    return [(path, module) for path, module in block.named_modules() if is_experts(module)]
+    """The experts modules inside a decoder layer, with their paths in it: those that transformers' ExpertsInterface runs.
+
+    TransformerLens's wrappers are looked through, since they pass the attributes of what they wrap.
+    """
+    inner = "_original_component"
+    return [
+        (path.replace(f"{inner}.", "").removesuffix(f".{inner}"), module)
+        for path, module in block.named_modules()
+        if inner not in module._modules and is_experts(module)
+    ]
 
 
 def is_experts(module: nn.Module) -> bool:

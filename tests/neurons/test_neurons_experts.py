@@ -382,6 +382,24 @@ def test_it_works_inside_generate(make: Any) -> None:
     assert set(calls) == {0.0}
 
 
+@pytest.mark.filterwarnings("ignore")  # TransformerLens's own
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_a_bridge_is_looked_through(make: Any, family: str, tokenizer: Any, tmp_path: Any) -> None:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    subject = make(family)
+    neurons = chosen_set(subject)
+    with intervene(subject, neurons):
+        expected = logits(subject)
+    tokenizer.save_pretrained(tmp_path)
+    named = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    model = build(family)
+    wrapped = load_model(build_bridge_from_module(model, type(model).__name__, hf_config=model.config, tokenizer=named))
+    assert [tap.path for tap in wrapped.site("expert").taps] == [tap.path for tap in subject.site("expert").taps]
+    with intervene(wrapped, neurons):
+        torch.testing.assert_close(logits(wrapped), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_ffn_sites_point_to_the_experts(subject: Subject) -> None:
     for name in ("mlp", "gate", "up", "mlp_out"):
         with pytest.raises(
