@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .errors import SetError, SubjectError
+from .experts import expert_weights
 from .sets import NeuronSet
 from .sites import Tap, is_transposed, unwrapped
 from .subject import Subject
@@ -73,9 +74,8 @@ def _scaled(subject: Subject, neurons: NeuronSet, factor: float) -> Iterator[Non
 def _entries(tap: Tap, index: Int[Tensor, " neuron"]) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
     """The tensors that carry a tap's neurons, and where in them these neurons' entries are."""
     if tap.routed is not None:
-        down: Any = tap.module.down_proj
-        experts, units = (index // tap.units).to(down.device), (index % tap.units).to(down.device)
-        yield down, (experts, units) if tap.module.is_transposed else (experts, slice(None), units)
+        _, out = expert_weights(tap.module)
+        yield out, ((index // tap.units).to(out.device), (index % tap.units).to(out.device))
         return
     weight = tap.module.weight
     assert isinstance(weight, torch.Tensor)

@@ -4,6 +4,8 @@ transformers keeps the experts of a layer in one module with three-dimensional w
 name (`config._experts_implementation`). While an edit is attached, that module's forward is the loop below: the same
 operations, on the same rows in the same order, as the model's own `eager` one. Nothing is rewritten: a pair of hooks
 chooses the loop when the module is entered and puts the config's choice back when it is left, also after an exception.
+
+Shared experts (Qwen2-MoE, DeepSeek), which every token passes, are not among the neurons of site `expert`.
 """
 
 from __future__ import annotations
@@ -47,17 +49,39 @@ class _Station:
 _STATIONS: dict[nn.Module, _Station] = {}
 
 
-def find_experts(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The experts modules inside a decoder layer, with their paths in it: those that transformers' ExpertsInterface runs.
+def layer_experts(model: nn.Module, adapter: Any, layer: int) -> tuple[str, nn.Module] | None:
+    """The module of a layer's routed experts and its path, or None where the layer has none.
 
-    TransformerLens's wrappers are looked through, since they pass the attributes of what they wrap.
+    `adapter` is TransformerLens's for the model; its wrappers are looked through, since they pass the attributes of
+    what they wrap. Raises SiteError when a layer has several.
     """
     inner = "_original_component"
-    return [
-        (path.replace(f"{inner}.", "").removesuffix(f".{inner}"), module)
+    try:
+        block = adapter.get_component(model, f"blocks.{layer}")
+        where = adapter.translate_transformer_lens_path(f"blocks.{layer}")
+    except (AttributeError, ValueError, KeyError, IndexError):
+        return None
+    found = [
+        (f"{where}.{path}".replace(f".{inner}", ""), module)
         for path, module in block.named_modules()
         if inner not in module._modules and is_experts(module)
     ]
+    if len(found) > 1:
+        raise SiteError(f"layer {layer} has several modules of experts: {', '.join(path for path, _ in found)}")
+    return found[0] if found else None
+
+
+def check_all_sparse(model: nn.Module, adapter: Any, num_layers: int) -> None:
+    """Raise SiteError when some layers have routed experts and others have not.
+
+    A set or a score has every neuron in every layer; the neurons of experts that a dense layer lacks would be made up.
+    """
+    dense = [layer for layer in range(num_layers) if layer_experts(model, adapter, layer) is None]
+    if 0 < len(dense) < num_layers:
+        raise SiteError(
+            f"site 'expert': layers {', '.join(map(str, dense))} of this {type(model).__name__} have no routed experts; "
+            "expected experts in every layer, since a site has the same neurons in all of them"
+        )
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -76,6 +100,22 @@ def expert_sizes(module: nn.Module, path: str) -> tuple[int, int]:
     if getattr(module, "_is_expert_parallel", False):
         raise SiteError(f"{path} holds a part of the experts (expert parallelism); load the model without it")
     return down.shape[0], down.shape[1 if module.is_transposed else 2]
+
+
+def input_channels(module: nn.Module) -> tuple[Int[Tensor, " unit"], ...]:
+    """Output channels of the fused input projection that make each unit: (gate, up), or (up,) where there is no gate."""
+    down: Any = module.down_proj
+    units = torch.arange(down.shape[1 if module.is_transposed else 2])
+    if not module.has_gate:
+        return (units,)
+    return (units, units + len(units)) if module.is_concatenated else (2 * units, 2 * units + 1)
+
+
+def expert_weights(module: nn.Module) -> tuple[Float[Tensor, "expert out model"], Float[Tensor, "expert unit model"]]:
+    """The weights into and out of the units, as views: rows of the input projection, columns of the output projection."""
+    into: Any = module.gate_up_proj if module.has_gate else module.up_proj
+    out: Any = module.down_proj
+    return (into.transpose(1, 2), out) if module.is_transposed else (into, out.transpose(1, 2))
 
 
 def by_expert(index: Int[Tensor, " neuron"], *, units: int) -> dict[int, Int[Tensor, " unit"]]:

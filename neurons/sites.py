@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SiteError
-from .experts import RoutedEdit, attached_dense, attached_routed, expert_sizes, find_experts
+from .experts import RoutedEdit, attached_dense, attached_routed, check_all_sparse, expert_sizes, layer_experts
 
 SITES: dict[str, str] = {
     "mlp": "intermediate units of the FFN: the input channels of its output projection",
@@ -153,7 +153,7 @@ def resolve_site(model: nn.Module, adapter: Any, name: str, *, num_layers: int) 
     if name not in SITES:
         raise SiteError(f"unknown site {name!r}; sites are {', '.join(SITES)}")
     if name == "expert":
-        _check_all_sparse(model, adapter, num_layers)
+        check_all_sparse(model, adapter, num_layers)
     taps = tuple(find_tap(model, adapter, name, layer) for layer in range(num_layers))
     widths = {tap.width for tap in taps}
     if len(widths) != 1:
@@ -161,28 +161,16 @@ def resolve_site(model: nn.Module, adapter: Any, name: str, *, num_layers: int) 
     return Site(name, taps)
 
 
-def _check_all_sparse(model: nn.Module, adapter: Any, num_layers: int) -> None:
-    """A set or a score has every neuron in every layer; neurons of experts that a dense layer lacks would be made up."""
-    dense = [layer for layer in range(num_layers) if not _experts(model, adapter, layer)]
-    if 0 < len(dense) < num_layers:
-        raise SiteError(
-            f"site 'expert': layers {', '.join(map(str, dense))} of this {type(model).__name__} have no routed experts; "
-            "expected experts in every layer, since a site has the same neurons in all of them"
-        )
-
-
 def find_tap(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap:
     """Where a site's neurons of one layer pass. Raises SiteError when the architecture has no such place."""
-    experts = _experts(model, adapter, layer) if name in (*_FFN, "expert") else []
-    if experts and name in _FFN:
-        raise SiteError(
-            f"site {name!r}: the FFN of layer {layer} of this {type(model).__name__} is a mixture of experts; "
-            "use site 'expert'"
-        )
-    if len(experts) > 1:
-        raise SiteError(f"layer {layer} has several modules of experts ({', '.join(path for path, _ in experts)})")
-    if experts:
-        path, module = experts[0]
+    experts = layer_experts(model, adapter, layer) if name in (*_FFN, "expert") else None
+    if experts is not None:
+        path, module = experts
+        if name != "expert":
+            raise SiteError(
+                f"site {name!r}: the FFN of layer {layer} of this {type(model).__name__} is a mixture of experts; "
+                "use site 'expert'"
+            )
         count, units = expert_sizes(module, path)
         return Tap(module, path, "in", count * units, routed=count)
     component = _COMPONENT[name]
@@ -199,16 +187,6 @@ def find_tap(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap:
         f"site {name!r} is not in layer {layer} of this {type(model).__name__} (no {component!r}); "
         f"sites it may have: {', '.join(s for s in SITES if s != name)}"
     )
-
-
-def _experts(model: nn.Module, adapter: Any, layer: int) -> list[tuple[str, nn.Module]]:
-    """The modules of routed experts of one layer, with their paths."""
-    try:
-        block = adapter.get_component(model, f"blocks.{layer}")
-        where = adapter.translate_transformer_lens_path(f"blocks.{layer}")
-    except (AttributeError, ValueError, KeyError, IndexError):
-        return []
-    return [(f"{where}.{path}", module) for path, module in find_experts(block)]
 
 
 def _component(model: nn.Module, adapter: Any, path: str) -> tuple[nn.Module, str] | None:

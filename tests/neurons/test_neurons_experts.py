@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from neuropolis.neurons.edits import export_silenced
+from neuropolis.analysis.parameters import neuron_parameters
+from neuropolis.neurons.edits import _scaled, export_silenced
 from neuropolis.neurons.errors import SetError, SiteError
-from neuropolis.neurons.experts import by_expert
+from neuropolis.neurons.experts import by_expert, expert_weights, input_channels
 from neuropolis.neurons.interventions import KINDS, Reference, intervene
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.sites import Tap
@@ -367,6 +368,36 @@ def test_taylor_of_the_routed_units_is_that_of_the_whole_view(make: Any) -> None
     expected = (whole[0] * whole[0].grad).detach().reshape(*IDS.shape, -1).sum(dim=1)
     assert expected.abs().max() > 1e-5
     torch.testing.assert_close(scores, expected)
+
+
+def test_a_neurons_parameters_are_what_its_unit_is_made_of(subject: Subject) -> None:
+    module: Any = subject.site("expert").taps[1].module
+    before = seen_units(subject, 1)
+    rows = neuron_parameters(subject, "expert", 1).reshape(EXPERTS, UNITS, 3, 32)
+    expert, unit = next(iter(before))[1], 4
+    for part, fused in enumerate(input_channels(module)):
+        weight = expert_weights(module)[0]
+        assert torch.equal(weight[expert, fused[unit]], rows[expert, unit, part])
+        kept = weight[expert, fused[unit]].clone()
+        with torch.no_grad():
+            weight[expert, fused[unit]] *= 3
+            after = seen_units(subject, 1)
+            weight[expert, fused[unit]] = kept
+        moved = {
+            (e, int(u)) for (t, e), x in before.items() for u in ((after[t, e] - x).abs() > 1e-5).nonzero().flatten()
+        }
+        assert moved == {(expert, unit)}
+    hidden, _, _ = inputs(subject, 1)
+    gate, up, _ = rows[expert, unit]
+    if not module.has_bias:
+        expected = silu(hidden @ gate) * (hidden @ up)
+        for (token, e), x in before.items():
+            if e == expert:
+                torch.testing.assert_close(x[unit], expected[token], rtol=1e-4, atol=1e-5)
+    silent = NeuronSet.from_experts(subject, indices={1: {expert: [unit]}})
+    with _scaled(subject, silent, 0.0):
+        assert neuron_parameters(subject, "expert", 1).reshape(EXPERTS, UNITS, 3, 32)[expert, unit, 2].abs().max() == 0
+    assert torch.equal(neuron_parameters(subject, "expert", 1), rows.reshape(EXPERTS * UNITS, -1))
 
 
 def test_it_works_inside_generate(make: Any) -> None:
