@@ -179,8 +179,11 @@ def test_no_hook_and_no_flag_is_left_after_an_exception(make: Any, error: type[B
     def fail(x: Tensor, expert: int, tokens: Tensor) -> None:
         raise error("stop")
 
-    with pytest.raises(error, match="stop"), tap.attached_routed(fail):
-        logits(subject)
+    with tap.attached_routed(fail):
+        with pytest.raises(error, match="stop"):
+            logits(subject)
+        if error is ValueError:  # torch calls no hook after an interrupt
+            assert subject.model.config._experts_implementation == flag
     assert hooks(subject) == 0
     assert subject.model.config._experts_implementation == flag
     assert torch.equal(logits(subject), before)
