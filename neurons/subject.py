@@ -88,11 +88,17 @@ class Subject:
         """
         training = [module for module in self.model.modules() if module.training]
         # by name: accelerate puts other objects in the place of offloaded parameters
-        trained = [(m, n) for m in self.model.modules() for n, p in m._parameters.items() if p is not None and p.requires_grad]
+        trained = [
+            (m, n) for m in self.model.modules() for n, p in m._parameters.items() if p is not None and p.requires_grad
+        ]
         self.model.eval()
         self.model.requires_grad_(False)
         try:
-            with blocks_recomputed(self.blocks) if (self.offloaded if recompute is None else recompute) else nullcontext():
+            with (
+                blocks_recomputed(self.blocks)
+                if (self.offloaded if recompute is None else recompute)
+                else nullcontext()
+            ):
                 yield
         finally:
             for module in training:
@@ -157,7 +163,12 @@ def _from_module(module: nn.Module, tokenizer: Any) -> Subject:
 
 
 def _from_name(
-    name: str, tokenizer: Any, dtype: torch.dtype | None, device: str | None, offload: str | None, memory: str | int | None
+    name: str,
+    tokenizer: Any,
+    dtype: torch.dtype | None,
+    device: str | None,
+    offload: str | None,
+    memory: str | int | None,
 ) -> Subject:
     where = str(BUNDLED.get(name, name))
     if name.startswith("bundled:") and name not in BUNDLED:
