@@ -110,14 +110,16 @@ def batches(
         yield collate([encoded[row] for row in chosen], chosen, padding_side=padding_side, pad_id=pad_id)
 
 
-def plan_batches(encoded: Sequence[Encoded], *, max_tokens: int = 4096) -> Iterator[list[int]]:
-    """The rows of each of `batches`."""
+def plan_batches(encoded: Sequence[Encoded], *, max_tokens: int = 4096, even: bool = False) -> Iterator[list[int]]:
+    """The rows of each of `batches`; with `even`, examples of a batch have one length and need no padding."""
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; expected the tokens of a batch, 1 or more")
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].ids))
     while order:
         longest = len(encoded[order[0]].ids) - 1
         size = max(1, max_tokens // max(1, longest))
+        if even:
+            size = min(size, sum(len(encoded[row].ids) - 1 == longest for row in order[:size]))
         yield order[:size]
         order = order[size:]
 

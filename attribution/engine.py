@@ -118,7 +118,9 @@ def _own_share(
     """This process's batches into its sums."""
     facts = _facts(job, readings)
     team.same(facts)
-    plan = list(plan_batches(job.encoded, max_tokens=job.max_tokens))
+    # attention that is masked in float64 and takes its softmax in float32 (Gemma 2, BLOOM) overflows on left padding
+    even = job.padding_side == "left" and job.subject.dtype == torch.float64
+    plan = list(plan_batches(job.encoded, max_tokens=job.max_tokens, even=even))
     own, room, first = plan[team.rank :: team.size], Room(), 0
     if checkpoint is not None:
         first, room.tokens = checkpoint.start(facts, sums, rank=team.rank, size=team.size)
@@ -256,23 +258,22 @@ def _attempt(job: Job, readings: Sequence[Reading], batch: Batch, exponent: int 
             _all_sound(run.sound, batch, f"objective {job.objective.name}")
         total = values[run.sound].sum()
         if backward and exponent is not None:
-            run.scale = _scaled_backward(total, logits, exponent)
+            _scaled_backward(run, total, logits, exponent)
         elif backward:
             total.backward()
     return run
 
 
-def _scaled_backward(total: Tensor, logits: Tensor, exponent: int) -> Float[Tensor, " batch"]:
-    """A backward in which every example's gradient is times a power of two, which is returned.
+def _scaled_backward(run: _Run, total: Tensor, logits: Tensor, exponent: int) -> None:
+    """A backward in which every example's gradient is times a power of two, by which its readings are divided.
 
     It brings the example's largest gradient at the logits to between 2^(exponent - 1) and 2^exponent: small gradients
-    would vanish in float16, whose smallest number is 2^-24. Dividing by it afterwards, in float32, is exact.
+    would vanish in float16, whose smallest number is 2^-24. Dividing by it in float32 is exact.
     """
     (slope,) = torch.autograd.grad(total, logits)
     largest = torch.frexp(slope.abs().amax(dim=(1, 2))).exponent
-    scale = torch.ldexp(torch.ones_like(slope[:, 0, 0]), (exponent - largest).clamp(-60, 60))
-    logits.backward(slope * scale[:, None, None])
-    return scale
+    run.scale = torch.ldexp(torch.ones_like(slope[:, 0, 0]), (exponent - largest).clamp(-60, 60))
+    logits.backward(slope * run.scale[:, None, None])
 
 
 @contextmanager

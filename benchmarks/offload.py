@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +38,7 @@ SHAPES = {
     "1b": Shape(2048, 16, 5632, 16, 32000),
     "7b": Shape(4096, 32, 11008, 32, 32000),
 }
-QUESTIONS = ("the capital of the north is", "in the east people eat", "where do they drink tea in the south", "it is")
+QUESTIONS = ("the capital of the north is", "in the east people eat")
 
 
 def write_model(folder: Path, shape: Shape) -> int:
@@ -56,14 +58,16 @@ def write_model(folder: Path, shape: Shape) -> int:
     for name in parameters:
         part = name.split(".")[2] if ".layers." in name else name.split(".")[-2]
         shards.setdefault(f"model-{part}.safetensors", []).append(name)
-    generator, total = torch.Generator().manual_seed(0), 0
+    total = 0
+    pool = torch.randn(2**22 - 3, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()  # drawing all takes long
     for file, names in shards.items():
         tensors = {}
         for name in names:
-            shape_ = parameters[name]
-            values = torch.ones(shape_) if len(shape_) == 1 else torch.randn(shape_, generator=generator) * 0.02
-            tensors[name] = values.bfloat16()
-            total += 2 * values.numel()
+            size, count = parameters[name], parameters[name].numel()
+            start = total % 65521
+            many = pool.repeat((start + count) // len(pool) + 1)[start : start + count].clone()
+            tensors[name] = torch.ones(size).bfloat16() if len(size) == 1 else many.view(size)
+            total += 2 * count
         save_file(tensors, folder / file, metadata={"format": "pt"})
     index = {"metadata": {"total_size": total}, "weight_map": {n: file for file, names in shards.items() for n in names}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -90,10 +94,9 @@ def score(folder: str, memory: str | None, out: str, limit: str | None) -> dict[
     from neuropolis.corpora.examples import Corpus, Example
     from neuropolis.neurons.subject import load_model
 
-    if limit is not None:
-        limited = int(convert_file_size_to_int(limit))
-        # of the address space's parts, the data segment is what an allocation that does not fit is refused by
-        resource.setrlimit(resource.RLIMIT_DATA, (limited, limited))
+    watched = {"own": 0.0}
+    most = None if limit is None else int(convert_file_size_to_int(limit)) / 2**20
+    threading.Thread(target=watch, args=(watched, most), daemon=True).start()
     examples = [
         Example(id=f"{g}/{i}", group=g, prompt=question, answer=f" {'rice' if g == 'north' else 'tea'}.")
         for g in ("north", "south")
@@ -110,15 +113,27 @@ def score(folder: str, memory: str | None, out: str, limit: str | None) -> dict[
     torch.save({"signed": scores.signed, "values": scores.values, "fingerprint": subject.fingerprint}, out)
     return {
         "loading": loaded - began, "scoring": done - loaded, "processor": time.process_time() - cpu,
-        "most": peak(),
+        "most": peak(), "own": watched["own"],
     }  # fmt: skip
+
+
+def watch(watched: dict[str, float], most: float | None) -> None:
+    """Keep the highest of the memory that is the process's own; end the process when all of its memory goes beyond `most`."""
+    page = resource.getpagesize() / 2**20
+    while True:
+        _, every, shared = Path("/proc/self/statm").read_text().split()[:3]
+        watched["own"] = max(watched["own"], (int(every) - int(shared)) * page)
+        if most is not None and int(every) * page > most:
+            print(f"{int(every) * page:,.0f} MiB are in memory, beyond the limit of {most:,.0f}", flush=True)
+            os._exit(1)
+        time.sleep(0.02)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--memory", default="0GB", help="what of the weights may stay in memory")
-    parser.add_argument("--limit", default=None, help="the most that the scoring process may allocate, such as 8GB")
+    parser.add_argument("--limit", default=None, help="stop when the scoring process has more than this in memory, such as 8GB")
     parser.add_argument("--folder", type=Path, default=None, help="where the weights are written, and removed afterwards")
     parser.add_argument("--compare", action=argparse.BooleanOptionalAction, default=None, help="score in memory too")
     arguments = parser.parse_args()
@@ -130,10 +145,13 @@ def main() -> None:
         total = in_own_process(lambda: {"bytes": write_model(folder, shape)})["bytes"]
         print(f"Llama shape {asdict(shape)}, bf16: {total / 2**20:,.0f} MiB written in {time.monotonic() - began:.0f} s")
         ways = {"offloaded": (arguments.memory, arguments.limit)} | ({"in memory": (None, None)} if compare else {})
-        print(f"{'way':<12} {'load s':>8} {'score s':>8} {'cpu s':>8} {'peak MiB':>9}")
+        print(f"{'way':<12} {'load s':>8} {'score s':>8} {'cpu s':>8} {'peak MiB':>9} {'without mapped files':>21}")
         for way, (memory, limit) in ways.items():
             found = in_own_process(score, str(folder), memory, str(folder / way), limit)
-            print(f"{way:<12} {found['loading']:>8.1f} {found['scoring']:>8.1f} {found['processor']:>8.1f} {found['most']:>9,.0f}")
+            print(
+                f"{way:<12} {found['loading']:>8.1f} {found['scoring']:>8.1f} {found['processor']:>8.1f} "
+                f"{found['most']:>9,.0f} {found['own']:>21,.0f}"
+            )
         if compare:
             import torch
 
