@@ -1,36 +1,31 @@
 """The one-pass engine: per-example readings of neurons for every group and method at once, without parameter gradients.
 
-An identity function stands on every tap. In the forward it sees a layer's activations, in the backward their gradient beside
-them; it reduces both to one score per example and neuron. A batch's scores join its groups' sums when the whole batch is done.
+What stands on the taps (see `readings`) reduces a batch to scores, which join their groups' sums when the whole batch is done.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..neurons.atlas import library_versions
-from ..neurons.sites import Site, Tap
 from ..neurons.subject import Subject
 from .encoding import Batch, Encoded, PaddingSide, collate, forward, pad_id, plan_batches
 from .memory import Room
-from .methods import Method, TokenReduction
 from .objectives import Contrast, Objective
 from .processes import Elsewhere, Team, join_team
+from .readings import Reading, Run, tapped, wide
 from .resume import Checkpoint
 from .sums import Sums, empty_sums
 
 Progress = Callable[[int, int], None]
 NotFiniteRule = Literal["stop", "skip"]
-CHUNK = 2**22  # numbers of a contribution that are in memory at once
 HALF_EXPONENTS = (8, 2, -4, -10)  # float16: the largest gradient at the logits, as a power of two, tried in turn
 
 
@@ -54,16 +49,6 @@ class Job:
     on_not_finite: NotFiniteRule = "stop"
     progress: Progress | None = None
     recompute: bool | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """One method that reads one site during a pass."""
-
-    method: Method
-    site: Site
-    tokens: TokenReduction = "sum"
-    keep_rows: bool = False
 
 
 class NotFinite(ValueError):
@@ -162,96 +147,25 @@ def _check_skipped(job: Job, sums: Sequence[Sums], done: Sequence[Sequence[int]]
         raise NotFinite("objective or score", rows)
 
 
-@dataclass(eq=False)
-class _Run:
-    """One batch under way: what its taps have read so far, by reading and layer."""
-
-    batch: Batch
-    readings: Sequence[Reading]
-    sign: float
-    real: Bool[Tensor, "batch token"]
-    found: dict[tuple[int, int], Float[Tensor, "batch neuron"]] = field(default_factory=dict)
-    sound: Bool[Tensor, " batch"] | None = None
-    scale: Float[Tensor, " batch"] | None = None
-
-    @property
-    def overflowed(self) -> bool:
-        """Whether an example has an objective that is finite and a score that is not."""
-        return any(not bool(torch.isfinite(score[self.sound]).all()) for score in self.found.values())
-
-    def take(self, which: Sequence[int], layer: int, x: Tensor, gradient: Tensor | None = None) -> None:
-        """Reduce a layer's activations, and their gradient, to scores of the readings `which`."""
-        shape = (*self.real.shape, x.shape[-1])  # some families fold batch and token into one before their FFN
-        x = x.reshape(shape)
-        if gradient is not None:
-            gradient = gradient.reshape(shape)
-        size = max(1, CHUNK // max(1, shape[1] * shape[2]))
-        for number in which:
-            parts = []
-            for first in range(0, shape[0], size):
-                rows = slice(first, first + size)
-                parts.append(self._scores(self.readings[number], rows, x, gradient))
-            self.found[number, layer] = parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _scores(
-        self, reading: Reading, rows: slice, x: Tensor, gradient: Tensor | None
-    ) -> Float[Tensor, "rows neuron"]:
-        real, method, x = self.real[rows].to(x.device), reading.method, _wide(x[rows])
-        tokens = method.tokens or reading.tokens
-        if method.reads == "gradient":
-            assert gradient is not None
-            slope = _wide(gradient[rows])
-            if self.scale is not None:
-                slope = slope / self.scale[rows, None, None].to(x.device)
-            return self.sign * _reduced(method.function(slope, x), real, tokens, self.sign, masked=False)
-        return _reduced(method.function(x), real, tokens, 1.0, masked=True)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32: a product of half-precision numbers keeps what they have."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _reduced(
-    part: Float[Tensor, "batch token neuron"],
-    real: Bool[Tensor, "batch token"],
-    tokens: TokenReduction,
-    sign: float,
-    *,
-    masked: bool,
-) -> Float[Tensor, "batch neuron"]:
-    """Over real tokens. A gradient is zero on padding already, so that only an activation needs the mask in a sum."""
-    part = _wide(part)  # a method may narrow it again
-    if tokens == "max":
-        part = part.masked_fill(~real[..., None], -sign * torch.inf)
-        return part.amax(dim=1) if sign > 0 else part.amin(dim=1)
-    if masked and not bool(real.all()):
-        part = part.masked_fill(~real[..., None], 0)
-    if tokens == "abs":
-        return sign * part.abs().sum(dim=1)
-    total = part.sum(dim=1)
-    return total / real.sum(dim=1, keepdim=True) if tokens == "mean" else total
-
-
-def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> _Run:
+def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
     """One batch through the model; where float16 overflows in the backward, again with smaller gradients."""
     batch = collate([job.encoded[row] for row in rows], rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
-    if job.subject.dtype != torch.float16:
-        return _attempt(job, readings, batch, None)
-    for exponent in HALF_EXPONENTS:
-        run = _attempt(job, readings, batch, exponent)
-        if run.scale is None or not run.overflowed:
+    first, *smaller = HALF_EXPONENTS if job.subject.dtype == torch.float16 else (None,)
+    run = _attempt(job, readings, batch, first)
+    for exponent in smaller:
+        if not run.overflowed:
             break
+        run = _attempt(job, readings, batch, exponent)
     return run
 
 
-def _attempt(job: Job, readings: Sequence[Reading], batch: Batch, exponent: int | None) -> _Run:
+def _attempt(job: Job, readings: Sequence[Reading], batch: Batch, exponent: int | None) -> Run:
     subject = job.subject
     sign = -1.0 if job.objective.lower_is_better else 1.0
-    run = _Run(batch, readings, sign, batch.real.to(subject.device))
+    run = Run(batch, readings, sign, batch.real.to(subject.device))
     backward = any(r.method.reads == "gradient" for r in readings)
-    with subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), _tapped(run):
-        logits = _wide(forward(subject, batch))
+    with subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), tapped(run):
+        logits = wide(forward(subject, batch))
         values = job.objective.value(logits, batch, job.contrasts)
         run.sound = torch.isfinite(values.detach())
         if job.on_not_finite == "stop":
@@ -264,7 +178,7 @@ def _attempt(job: Job, readings: Sequence[Reading], batch: Batch, exponent: int 
     return run
 
 
-def _scaled_backward(run: _Run, total: Tensor, logits: Tensor, exponent: int) -> None:
+def _scaled_backward(run: Run, total: Tensor, logits: Tensor, exponent: int) -> None:
     """A backward in which every example's gradient is times a power of two, by which its readings are divided.
 
     It brings the example's largest gradient at the logits to between 2^(exponent - 1) and 2^exponent: small gradients
@@ -276,52 +190,7 @@ def _scaled_backward(run: _Run, total: Tensor, logits: Tensor, exponent: int) ->
     logits.backward(slope * run.scale[:, None, None])
 
 
-@contextmanager
-def _tapped(run: _Run) -> Iterator[None]:
-    """Every reading's taps attached; readings of one site share its taps."""
-    sites: dict[int, tuple[Site, list[int]]] = {}
-    for number, reading in enumerate(run.readings):
-        sites.setdefault(id(reading.site), (reading.site, []))[1].append(number)
-    with ExitStack() as stack:
-        for site, numbers in sites.values():
-            for layer, tap in enumerate(site.taps):
-                stack.enter_context(tap.attached(partial(_pass_on, run=run, numbers=numbers, layer=layer, tap=tap)))
-        yield
-
-
-def _pass_on(x: Tensor, *, run: _Run, numbers: Sequence[int], layer: int, tap: Tap) -> Tensor | None:
-    """Let the activations be read, and put an identity in their way where their gradient is wanted."""
-    # a block that is recomputed in the backward passes here again
-    forwards = [n for n in numbers if run.readings[n].method.reads == "activation" and (n, layer) not in run.found]
-    backwards = [n for n in numbers if run.readings[n].method.reads == "gradient"]
-    if forwards:
-        with torch.no_grad():
-            run.take(forwards, layer, x.detach())
-    if not backwards or not torch.is_grad_enabled():
-        return None
-    if not x.requires_grad:  # the lowest scored layer: nothing below it enters the backward
-        x = x.detach().requires_grad_()
-    out: Tensor = _Identity.apply(x, partial(run.take, backwards, layer))  # pyright: ignore[reportAssignmentType]
-    # some families (Falcon) add to an output in place, which autograd forbids on a view
-    return out.clone() if tap.side == "out" else out
-
-
-class _Identity(torch.autograd.Function):
-    """Its backward hands activation and gradient on. It saves the tensor that the projection saves anyway."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, take: Callable[[Tensor, Tensor], None]) -> Tensor:
-        ctx.take = take
-        ctx.save_for_backward(x)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        ctx.take(ctx.saved_tensors[0], grads[0])
-        return grads[0], None
-
-
-def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: _Run) -> None:
+def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Run) -> None:
     """A finished batch's scores into the sums; examples that are not finite stop the pass or stay out."""
     assert run.sound is not None
     sound = run.sound

@@ -173,4 +173,3 @@ def _check_size(path: Path, size: int) -> None:
                 f"{other} is the checkpoint of a run by {count} process{'es' if count > 1 else ''}, and this one has {size}; "
                 "start as many, give another checkpoint, or remove it"
             )
-

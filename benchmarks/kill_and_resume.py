@@ -30,7 +30,9 @@ def score(subject: Any, corpus: Any, folder: Path, checkpoint: Path | None) -> N
         subject, corpus, methods=("taylor", "gradient"), keep_rows=True, max_tokens=MAX_TOKENS, checkpoint=checkpoint,
         checkpoint_every=0,
     )  # fmt: skip
-    tensors = {f"{m} {n}": getattr(s, n) for m, s in found.items() for n in ("values", "signed", "squares", "counts", "rows")}
+    tensors = {
+        f"{m} {n}": getattr(s, n) for m, s in found.items() for n in ("values", "signed", "squares", "counts", "rows")
+    }
     torch.save(tensors, folder / "found.part")
     (folder / "found.part").rename(folder / "found")
 

@@ -59,7 +59,9 @@ def write_model(folder: Path, shape: Shape) -> int:
         part = name.split(".")[2] if ".layers." in name else name.split(".")[-2]
         shards.setdefault(f"model-{part}.safetensors", []).append(name)
     total = 0
-    pool = torch.randn(2**22 - 3, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()  # drawing all takes long
+    pool = (
+        torch.randn(2**22 - 3, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
+    )  # drawing all takes long
     for file, names in shards.items():
         tensors = {}
         for name in names:
@@ -69,7 +71,10 @@ def write_model(folder: Path, shape: Shape) -> int:
             tensors[name] = torch.ones(size).bfloat16() if len(size) == 1 else many.view(size)
             total += 2 * count
         save_file(tensors, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": total}, "weight_map": {n: file for file, names in shards.items() for n in names}}
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {n: file for file, names in shards.items() for n in names},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     write_tokenizer(folder)
     return total
@@ -133,8 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--memory", default="0GB", help="what of the weights may stay in memory")
-    parser.add_argument("--limit", default=None, help="stop when the scoring process has more than this in memory, such as 8GB")
-    parser.add_argument("--folder", type=Path, default=None, help="where the weights are written, and removed afterwards")
+    parser.add_argument(
+        "--limit", default=None, help="stop when the scoring process has more than this in memory, such as 8GB"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the weights are written, and removed afterwards"
+    )
     parser.add_argument("--compare", action=argparse.BooleanOptionalAction, default=None, help="score in memory too")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
@@ -143,7 +152,9 @@ def main() -> None:
     try:
         began = time.monotonic()
         total = in_own_process(lambda: {"bytes": write_model(folder, shape)})["bytes"]
-        print(f"Llama shape {asdict(shape)}, bf16: {total / 2**20:,.0f} MiB written in {time.monotonic() - began:.0f} s")
+        print(
+            f"Llama shape {asdict(shape)}, bf16: {total / 2**20:,.0f} MiB written in {time.monotonic() - began:.0f} s"
+        )
         ways = {"offloaded": (arguments.memory, arguments.limit)} | ({"in memory": (None, None)} if compare else {})
         print(f"{'way':<12} {'load s':>8} {'score s':>8} {'cpu s':>8} {'peak MiB':>9} {'without mapped files':>21}")
         for way, (memory, limit) in ways.items():
@@ -156,7 +167,10 @@ def main() -> None:
             import torch
 
             a, b = (torch.load(folder / way) for way in ways)
-            same = all(torch.equal(a[key], b[key]) for key in ("signed", "values")) and a["fingerprint"] == b["fingerprint"]
+            same = (
+                all(torch.equal(a[key], b[key]) for key in ("signed", "values"))
+                and a["fingerprint"] == b["fingerprint"]
+            )
             print(f"scores and fingerprint equal bit for bit: {same}")
             if not same:
                 raise SystemExit(1)

@@ -139,7 +139,13 @@ def test_two_processes_give_the_scores_of_one(make_subject: Any, corpus: Corpus,
     )  # fmt: skip
     subject = make_subject("llama")
     alone = attribute(
-        subject, corpus, methods=("taylor", "gradient"), site=("mlp", "q"), controls=True, keep_rows=True, max_tokens=100
+        subject,
+        corpus,
+        methods=("taylor", "gradient"),
+        site=("mlp", "q"),
+        controls=True,
+        keep_rows=True,
+        max_tokens=100,
     )
     assert sum(sum(one["sizes"]) for one in told) == 24
     assert all(one["sizes"] for one in told)

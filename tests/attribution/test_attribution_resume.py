@@ -108,7 +108,7 @@ def test_another_subject_dtype_or_corpus_is_refused(make_subject: Any, corpus: C
     interrupted(make_subject("llama"), corpus, path)
     with pytest.raises(CheckpointError, match="another run: subject is "):
         attribute(make_subject("llama", seed=1), corpus, checkpoint=path, **WORK)
-    with pytest.raises(CheckpointError, match="dtype is 'torch.float32' there and 'torch.float64' here"):
+    with pytest.raises(CheckpointError, match=r"dtype is 'torch.float32' there and 'torch.float64' here"):
         attribute(make_subject("llama", torch.float64), corpus, checkpoint=path, **WORK)
     with pytest.raises(CheckpointError, match="examples is "):
         attribute(make_subject("llama"), Corpus(corpus.examples[::-1]), checkpoint=path, **WORK)
@@ -121,11 +121,11 @@ def test_damage_is_refused_wherever_it_is(make_subject: Any, corpus: Corpus, tmp
     places = torch.randint(len(whole), (12,), generator=torch.Generator().manual_seed(0)).tolist()
     for place in [0, 8, 40, len(whole) - 1, *places]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(CheckpointError, match="is damaged.*remove it to start over"):
+        with pytest.raises(CheckpointError, match=r"is damaged.*remove it to start over"):
             attribute(subject, corpus, checkpoint=path, **WORK)
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="is damaged.*remove it to start over"):
+        with pytest.raises(CheckpointError, match=r"is damaged.*remove it to start over"):
             attribute(subject, corpus, checkpoint=path, **WORK)
 
 

@@ -71,7 +71,7 @@ def test_scores_of_an_offloaded_subject(
 
 
 def test_no_more_than_a_block_is_there_at_a_time(saved: Callable[..., str], corpus: Corpus) -> None:
-    from neuropolis.attribution import engine
+    from neuropolis.attribution import readings
 
     subject = load_model(saved("llama"), offload="disk")
     blocks, there = subject.blocks, []
@@ -79,17 +79,17 @@ def test_no_more_than_a_block_is_there_at_a_time(saved: Callable[..., str], corp
     def note(_gradient: torch.Tensor) -> None:
         there.append(sum(any(p.device.type == "cpu" for p in block.parameters()) for block in blocks))
 
-    plain = engine._Identity.backward
+    plain = readings._Identity.backward
 
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         note(grads[0])
         return plain(ctx, *grads)
 
-    engine._Identity.backward = staticmethod(backward)
+    readings._Identity.backward = staticmethod(backward)
     try:
         attribute(subject, corpus)
     finally:
-        engine._Identity.backward = staticmethod(plain)
+        readings._Identity.backward = staticmethod(plain)
     assert there
     assert max(there) == 0  # the hooks have let go of every block before its backward begins
 
@@ -218,6 +218,6 @@ def test_what_cannot_be_offloaded_is_said(saved: Callable[..., str], make_subjec
         load_model(folder, memory="1GB")
     with pytest.raises(SubjectError, match="keeps weights in RAM for a GPU, and the CPU computes here; use 'disk'"):
         load_model(folder, offload="cpu", device="cpu")
+    subject = make_subject("llama")
     with pytest.raises(SubjectError, match="offload is for models that are loaded by name"):
-        subject = make_subject("llama")
         load_model((subject.model, subject.tokenizer), offload="disk")
