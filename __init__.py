@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
     from .attribution.methods import register_method as register_method
+    from .attribution.resume import Checkpoint as Checkpoint
+    from .attribution.resume import CheckpointError as CheckpointError
     from .attribution.selection import select as select
     from .corpora.examples import Corpus as Corpus
     from .corpora.examples import CorpusError as CorpusError
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOME = {
     "AtlasError": "neurons.errors",
+    "Checkpoint": "attribution.resume",
+    "CheckpointError": "attribution.resume",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
     "Delta": "finetune.delta",

@@ -76,9 +76,9 @@ def locate(
                 split=chosen_split(split), max_tokens=max_tokens, recompute=recompute, checkpoint=keeper, progress=bar,
             )  # fmt: skip
     except KeyboardInterrupt:
-        if keeper is None or not keeper.written:
-            raise
-        fail(f"interrupted; the same command goes on from {checkpoint}")
+        if keeper is not None and keeper.written:
+            fail(f"interrupted; the same command goes on from {checkpoint}")
+        fail(f"interrupted; {out} is as it was. --checkpoint FILE lets the same command go on after an interruption")
     if leads():
         save(out, scores, subject=subject)
     if keeper is not None:

@@ -244,6 +244,6 @@ def test_a_bridge_scores_several_sites_in_one_pass(
             wrapped, corpus, methods=("taylor", "gradient"), site=sites, max_tokens=200, recompute=recompute
         )
         for name, scores in expected.items():
-            assert scores.values.max() > 1e-4
+            assert scores.values.max() > 1e-4 or name == "gradient/k"  # a bias of the keys changes nothing
             torch.testing.assert_close(found[name].signed, scores.signed, rtol=1e-5, atol=1e-6)
             assert found[name].subject == scores.subject
