@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .attribution.methods import register_method as register_method
     from .attribution.permutation import Significance as Significance
     from .attribution.permutation import permutation as permutation
+    from .attribution.resume import Checkpoint as Checkpoint
+    from .attribution.resume import CheckpointError as CheckpointError
     from .attribution.selection import exclusive as exclusive
     from .attribution.selection import in_common as in_common
     from .attribution.selection import select as select
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOME = {
     "AtlasError": "neurons.errors",
+    "Checkpoint": "attribution.resume",
+    "CheckpointError": "attribution.resume",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
     "Delta": "finetune.delta",

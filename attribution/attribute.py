@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
 import torch
@@ -18,8 +19,10 @@ from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
 from .encoding import PaddingSide, encode_corpus
 from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
+from .memory import TooLarge
 from .methods import TOKEN_REDUCTIONS, Method, TokenReduction, method_named
 from .objectives import ObjectiveName, objective_named, prepare
+from .resume import Checkpoint
 from .sums import Sums
 
 
@@ -36,6 +39,9 @@ class Settings(TypedDict, total=False):
     on_not_finite: NotFiniteRule
     keep_rows: bool
     options: Mapping[str, Any] | None
+    recompute: bool | None
+    checkpoint: str | Path | Checkpoint | None
+    checkpoint_every: float
     progress: Progress | None
 
 
@@ -79,6 +85,9 @@ def attribute(
     on_not_finite: NotFiniteRule = "stop",
     keep_rows: bool = False,
     options: Mapping[str, Any] | None = None,
+    recompute: bool | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    checkpoint_every: float = 30.0,
     progress: Progress | None = None,
 ) -> Scores | dict[str, Scores]:
     """Score how much each group of a corpus depends on each neuron of a site, all groups in one pass.
@@ -97,8 +106,17 @@ def attribute(
     `split="auto"` takes the examples tagged `split: train` where the corpus has splits, so that effects can be measured
     on others; None takes all of them.
 
+    `recompute` runs each block's forward again in the backward instead of keeping its activations (gradient checkpointing),
+    for long contexts; an offloaded subject always does. Under `torchrun` or `accelerate launch` the shared pass splits its
+    batches over the processes, and each of them returns the scores over all.
+
+    `checkpoint` names a file that keeps the state of the shared pass, at most every `checkpoint_every` seconds. The same call
+    goes on from there after an interruption and gives the same scores; the file goes when the call is done. Methods with
+    passes of their own start over.
+
     Raises CorpusError for a group of fewer than `min_examples` examples, and when an example's objective or score is not
-    finite; with `on_not_finite="skip"` such examples are left out, and `origin["skipped"]` names them.
+    finite; with `on_not_finite="skip"` such examples are left out, and `origin["skipped"]` names them. Raises CheckpointError
+    for a checkpoint that is damaged or of another run, and TooLarge for an example that does not fit in memory.
     """
     corpus = corpus.part(split, auto="train")
     _check_groups(corpus, min_examples)
@@ -115,14 +133,15 @@ def attribute(
     groups = _group_rows(corpus, controls)
     job = Job(
         subject, encoded, groups, len(corpus.groups) * (1 + controls), goal, contrasts,
-        max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress,
+        max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress, recompute=recompute,
     )  # fmt: skip
     asked = _Asked(
         subject, corpus, scored, groups, controls, min_examples, _origin(subject, corpus, split, tokens, options)
     )
     readings = [Reading(m, s, tokens, keep_rows) for m in chosen for s in sites if m.shared]
+    keeper, own = _keeper(checkpoint, checkpoint_every, readings, others=len(readings) < len(chosen) * len(sites))
     try:
-        shared = iter(one_pass(job, readings) if readings else ())
+        shared = iter(one_pass(job, readings, checkpoint=keeper) if readings else ())
         found = {}
         for m in chosen:
             for s in sites:
@@ -130,10 +149,31 @@ def attribute(
                 found[m.name, s.name] = _scores(sums, m, s, objective, asked)
     except NotFinite as error:
         raise _not_finite(error, scored) from error
+    except TooLarge as error:
+        error.args = (
+            f"example {scored[error.row].id!r} does not fit in memory alone; shorten it, set recompute, load the subject in a "
+            "narrower dtype, or offload it",
+        )
+        raise
+    if keeper is not None and own:
+        keeper.remove()
     if methods is None and isinstance(site, str):
         return found[method, site]
     many = methods is not None and not isinstance(site, str)
     return {f"{m}/{s}" if many else m if methods is not None else s: one for (m, s), one in found.items()}
+
+
+def _keeper(
+    checkpoint: str | Path | Checkpoint | None, every: float, readings: Sequence[Reading], *, others: bool
+) -> tuple[Checkpoint | None, bool]:
+    """Where the shared pass keeps its state, and whether it is ours to remove when all methods are done."""
+    if checkpoint is None:
+        return None, False
+    if not readings:
+        raise ValueError("there is nothing that a checkpoint could keep: all of these methods run passes of their own")
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint, not checkpoint.keep
+    return Checkpoint(Path(checkpoint), every=every, keep=others), True
 
 
 @dataclass(frozen=True, eq=False)

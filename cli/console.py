@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,11 +25,26 @@ Split = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; by default a GPU where there is one.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, ...; by default the checkpoint's.")]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        "--offload", help="For models beyond memory: disk (or a folder), or cpu to keep weights in RAM for a GPU."
+    ),
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="With --offload: what of the weights may stay in memory, such as 5GB.")
+]
+
+
+def leads() -> bool:
+    """Whether this process is the one that speaks and writes; under torchrun there are several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str = "") -> None:
     """One line on standard output."""
-    typer.echo(text)
+    if leads():
+        typer.echo(text)
 
 
 def fail(text: str) -> NoReturn:
@@ -78,12 +94,19 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not leads()) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def open_model(name: str, *, dtype: str | None = None, device: str | None = None) -> Subject:
+def open_model(
+    name: str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    offload: str | None = None,
+    memory: str | None = None,
+) -> Subject:
     """Load the subject that a command names, without the library's own progress bars."""
     import torch
     from transformers.utils import logging
@@ -95,7 +118,7 @@ def open_model(name: str, *, dtype: str | None = None, device: str | None = None
     kind = getattr(torch, dtype, None) if dtype else None
     if dtype and not isinstance(kind, torch.dtype):
         fail(f"unknown dtype {dtype!r}; expected float32, bfloat16, float16 or float64")
-    return load_model(name, dtype=kind, device=device)
+    return load_model(name, dtype=kind, device=device, offload=offload, memory=memory)
 
 
 def open_corpus(source: str, *, by: str | None = None) -> Corpus:

@@ -15,9 +15,13 @@ from .console import (
     By,
     Device,
     Dtype,
+    Memory,
     Model,
+    Offload,
     Split,
     chosen_split,
+    fail,
+    leads,
     open_corpus,
     open_model,
     progress,
@@ -42,23 +46,43 @@ def locate(
     by: By = None,
     split: Split = "auto",
     max_tokens: Annotated[int, typer.Option(help="Tokens in a batch; lower it when memory runs out.")] = 4096,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps the state, so that the same command goes on after an interruption."),
+    ] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two writings of the checkpoint.")] = 30.0,
+    recompute: Annotated[
+        bool | None, typer.Option("--recompute/--no-recompute", help="Long contexts: compute blocks twice, keep less.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
+    offload: Offload = None,
+    memory: Memory = None,
 ) -> None:
     from ..analysis.study import save
     from ..attribution.attribute import attribute
+    from ..attribution.resume import Checkpoint
     from ..neurons.atlas import check_target
 
     corpus = reduce(add_corpora, (open_corpus(source, by=by) for source in data))
-    subject = open_model(model, dtype=dtype, device=device)
+    keeper = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every, keep=True)
+    subject = open_model(model, dtype=dtype, device=device, offload=offload, memory=memory)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
     began = time.monotonic()
-    with progress("scoring") as bar:
-        scores = attribute(
-            subject, corpus, method=method, site=site, objective=objective, tokens=tokens, controls=controls,  # pyright: ignore[reportCallIssue, reportArgumentType]
-            split=chosen_split(split), max_tokens=max_tokens, progress=bar,
-        )  # fmt: skip
-    save(out, scores, subject=subject)
+    try:
+        with progress("scoring") as bar:
+            scores = attribute(
+                subject, corpus, method=method, site=site, objective=objective, tokens=tokens, controls=controls,  # pyright: ignore[reportCallIssue, reportArgumentType]
+                split=chosen_split(split), max_tokens=max_tokens, recompute=recompute, checkpoint=keeper, progress=bar,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        if keeper is not None and keeper.written:
+            fail(f"interrupted; the same command goes on from {checkpoint}")
+        fail(f"interrupted; {out} is as it was. --checkpoint FILE lets the same command go on after an interruption")
+    if leads():
+        save(out, scores, subject=subject)
+    if keeper is not None:
+        keeper.remove()
     groups, layers, width = scores.values.shape
     say(
         f"{int(scores.counts.sum())} examples of {groups} groups, {layers * width} {site} neurons in {layers} layers, "
