@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from .analysis.study import save as save
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
+    from .attribution.entropy import lape_sets as lape_sets
+    from .attribution.importance import Importance as Importance
+    from .attribution.located import Located as Located
     from .attribution.methods import register_method as register_method
+    from .attribution.presets import preset as preset
     from .attribution.selection import select as select
     from .corpora.examples import Corpus as Corpus
     from .corpora.examples import CorpusError as CorpusError
@@ -58,6 +62,8 @@ _HOME = {
     "Delta": "finetune.delta",
     "Effects": "analysis.effects",
     "Example": "corpora.examples",
+    "Importance": "attribution.importance",
+    "Located": "attribution.located",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "Reference": "neurons.interventions",
@@ -78,11 +84,13 @@ _HOME = {
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
     "intervene": "neurons.interventions",
+    "lape_sets": "attribution.entropy",
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",
     "load_model": "neurons.subject",
     "overlap": "analysis.overlap",
+    "preset": "attribution.presets",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
     "report": "figures.report",

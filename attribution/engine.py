@@ -32,7 +32,8 @@ CHUNK = 2**22  # numbers of a contribution that are in memory at once
 class Job:
     """Examples to be scored, whichever method does it.
 
-    `groups` [example] numbers each example's group, below `num_groups`; several groups may share no example. `contrasts` are
+    `groups` [example] numbers each example's group, below `num_groups`; several groups may share no example. Groups from
+    `twins_from` on are of control twins. `contrasts` are
     those of an objective that needs choices. `max_tokens` is a batch's budget, padding included. What happens to an example
     whose objective or score is NaN or infinite is said by `on_not_finite`.
     """
@@ -47,6 +48,7 @@ class Job:
     padding_side: PaddingSide = "right"
     on_not_finite: NotFiniteRule = "stop"
     progress: Progress | None = None
+    twins_from: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +106,7 @@ class _Run:
     real: Bool[Tensor, "batch token"]
     found: dict[tuple[int, int], Float[Tensor, "batch neuron"]] = field(default_factory=dict)
     sound: Bool[Tensor, " batch"] | None = None
+    values: Float[Tensor, " batch"] | None = None
 
     def take(self, which: Sequence[int], layer: int, x: Tensor, gradient: Tensor | None = None) -> None:
         """Reduce a layer's activations, and their gradient, to scores of the readings `which`."""
@@ -161,7 +164,8 @@ def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> _Run:
     backward = any(r.method.reads == "gradient" for r in readings)
     with subject.quiet(), torch.set_grad_enabled(backward), _tapped(run):
         values = job.objective.value(forward(subject, batch), batch, job.contrasts)
-        run.sound = torch.isfinite(values.detach())
+        run.values = values.detach()
+        run.sound = torch.isfinite(run.values)
         if job.on_not_finite == "stop":
             _all_sound(run.sound, batch, f"objective {job.objective.name}")
         if backward:
@@ -216,6 +220,7 @@ class _Identity(torch.autograd.Function):
 def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: _Run) -> None:
     """A finished batch's scores into the sums; examples that are not finite stop the pass or stay out."""
     assert run.sound is not None
+    _weigh(job, readings, run)
     sound = run.sound
     for score in run.found.values():
         sound = sound & torch.isfinite(score).all(dim=1)
@@ -237,6 +242,17 @@ def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: _R
         one.counts.index_add_(0, groups, torch.ones_like(groups))
         one.tokens.index_add_(0, groups, real)
         one.scored[rows] = True
+
+
+def _weigh(job: Job, readings: Sequence[Reading], run: _Run) -> None:
+    """Every example's score as its method wants it, given the objective's value and whether it is a control twin."""
+    assert run.values is not None
+    first = job.num_groups if job.twins_from is None else job.twins_from
+    twin = (job.groups[run.batch.rows] >= first).to(run.values.device)
+    for (number, layer), score in run.found.items():
+        weigh = readings[number].method.example
+        if weigh is not None:
+            run.found[number, layer] = weigh(score, run.values, twin)
 
 
 def _fitting(rows: list[int], run: Callable[[list[int]], _Run]) -> Iterator[_Run]:

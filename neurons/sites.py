@@ -26,9 +26,11 @@ SITES: dict[str, str] = {
     "q": "output channels of the query projection",
     "k": "output channels of the key projection",
     "v": "output channels of the value projection",
+    "attn_out": "output channels of the attention output projection",
     "attn": "input channels of the attention output projection",
 }
 _COMPONENT = {
+    "attn_out": "attn.o",
     "mlp": "mlp.out", "gate": "mlp.gate", "up": "mlp.in", "mlp_out": "mlp.out",
     "q": "attn.q", "k": "attn.k", "v": "attn.v", "attn": "attn.o",
 }  # fmt: skip
