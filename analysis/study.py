@@ -21,6 +21,7 @@ from .similarity import Similarity
 MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
+    "importance": "neuropolis locate --preset fuxitranyu",
 }  # fmt: skip
 
 

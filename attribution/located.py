@@ -112,6 +112,11 @@ def top_pooled(
     return {site: part.reshape(ranked[site].shape) for site, part in zip(ranked, parts, strict=True)}
 
 
+def by_method(method: str, scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Scores by site under the names that `attribute` gives: the method's, or "method/site" where there are several sites."""
+    return {f"{method}/{site}" if len(scores) > 1 else method: one for site, one in scores.items()}
+
+
 def origin_of(name: str, group: str, corpus: Corpus, **options: Any) -> dict[str, Any]:
     """How a preset's set came about."""
     return {"made": name, "group": group, "corpus": corpus.name, "corpus_hash": corpus.hash, **options}

@@ -13,7 +13,7 @@ from ..neurons.subject import Subject
 from . import culnig, lape  # noqa: F401  (their presets are registered on import)
 from .attribute import attribute
 from .importance import summed
-from .located import PRESETS, Located, Passing, origin_of, preset_options, register_preset, sited, top_pooled
+from .located import PRESETS, Located, Passing, by_method, origin_of, preset_options, register_preset, sited, top_pooled
 from .methods import TokenReduction
 from .objectives import ObjectiveName
 from .selection import contrasted, select
@@ -81,7 +81,7 @@ def tsn(
             sets |= {f"{group}/{place}" if len(scores) > 1 else group: found for group, found in chosen.items()}
     else:
         sets = _pooled(subject, corpus, scores, top, contrast, by)
-    return Located("tsn", subject.fingerprint, scores, sets, options=_plain(options))
+    return Located("tsn", subject.fingerprint, by_method("taylor", scores), sets, options=_plain(options))
 
 
 @register_preset("random")
@@ -122,7 +122,8 @@ def fuxitranyu(
     sites = list(components) if components is not None else _eight(subject)
     scores = attribute(subject, corpus, site=sites, objective=objective, tokens=tokens, **passing)
     options = {"components": sites, "objective": objective, "tokens": tokens, **passing}
-    return Located("fuxitranyu", subject.fingerprint, scores, importance=summed(scores), options=_plain(options))
+    named = by_method("taylor", scores)
+    return Located("fuxitranyu", subject.fingerprint, named, importance=summed(scores), options=_plain(options))
 
 
 def _eight(subject: Subject) -> list[str]:

@@ -50,7 +50,10 @@ class Toy(torch.nn.Module):
 @pytest.fixture
 def toy(tokenizer: Any) -> Subject:
     model = Toy()
-    sites = {"mlp": Site("mlp", (Tap(model.out, "out", "in", 2),)), "up": Site("up", (Tap(model.into, "into", "out", 2),))}
+    sites = {
+        "mlp": Site("mlp", (Tap(model.out, "out", "in", 2),)),
+        "up": Site("up", (Tap(model.into, "into", "out", 2),)),
+    }
     return Subject(model, tokenizer, "toy", "toy", sites)
 
 
@@ -151,7 +154,9 @@ def test_precision_finds_the_detector(toy: Subject, letters: Corpus) -> None:
 
 def test_precision_needs_another_group(toy: Subject, letters: Corpus) -> None:
     for method in ("precision", "lape"):
-        with pytest.raises(CorpusError, match=f"method '{method}' compares groups and needs at least 2, the corpus has g"):
+        with pytest.raises(
+            CorpusError, match=f"method '{method}' compares groups and needs at least 2, the corpus has g"
+        ):
             attribute(toy, letters.only("g"), method=method)
 
 

@@ -111,7 +111,9 @@ def test_sets_come_from_p_alone() -> None:
     scores = Scores("gate", "s", ("a", "b"), values, values, values, torch.tensor([3, 3]), method="taylor")
     with pytest.raises(SetError, match="scores are of method 'taylor'; score with 'active'"):
         lape_sets(scores)
-    sets = lape_sets(Scores("gate", "s", ("a", "b"), values, values, values, scores.counts, method="active"), site="mlp")
+    sets = lape_sets(
+        Scores("gate", "s", ("a", "b"), values, values, values, scores.counts, method="active"), site="mlp"
+    )
     assert {one.site for one in sets.values()} == {"mlp"}
     assert sets["a"].origin["read_at"] == "gate"
     assert len(sets["a"] | sets["b"]) == 1
@@ -122,11 +124,14 @@ def test_sets_come_from_p_alone() -> None:
     [("llama", "gate"), ("qwen3", "gate"), ("gemma2", "gate"), ("phi3", "gate"), ("gpt2", "mlp"), ("bloom", "mlp"), ("opt", "mlp"),
      ("gpt_neox", "mlp"), ("falcon", "mlp")],
 )  # fmt: skip
-def test_the_sign_is_that_of_the_activation_function(make_subject: Any, corpus: Corpus, family: str, place: str) -> None:
+def test_the_sign_is_that_of_the_activation_function(
+    make_subject: Any, corpus: Corpus, family: str, place: str
+) -> None:
     """p counted by hand with a hook on the activation function itself, padding and all."""
     subject = make_subject(family)
     assert activation_sign(subject, subject.site("mlp")).name == place
-    functions = [m for n, m in subject.model.named_modules() if n.split(".")[-1] in ("act", "act_fn", "activation_fn", "gelu_impl")]  # fmt: skip
+    names = ("act", "act_fn", "activation_fn", "gelu_impl")
+    functions = [module for name, module in subject.model.named_modules() if name.split(".")[-1] in names]
     assert len(functions) == 3
     seen: list[torch.Tensor] = []
     handles = [f.register_forward_hook(lambda _m, _a, out: seen.append(out.detach())) for f in functions]
