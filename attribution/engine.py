@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -73,8 +73,8 @@ class NotFinite(ValueError):
 def one_pass(job: Job, readings: Sequence[Reading]) -> list[Sums]:
     """Score every example once, by every reading, and sum by group.
 
-    One forward serves all readings, and one backward those that read gradients. Sums are at least float32, on the subject's
-    device. A score does not depend on the example's batch mates. When memory runs out the batch is halved and tried again.
+    One forward serves all readings, and one backward those that read gradients; where none does, the objective is not
+    computed. Sums are at least float32, on the subject's device. A score does not depend on the example's batch mates. When memory runs out the batch is halved and tried again.
 
     Raises NotFinite for an example whose objective or score is not finite, unless the job says to skip it.
     """
@@ -162,8 +162,12 @@ def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> _Run:
     sign = -1.0 if job.objective.lower_is_better else 1.0
     run = _Run(batch, readings, sign, batch.real.to(subject.device))
     backward = any(r.method.reads == "gradient" for r in readings)
+    valued = backward or any(r.method.example is not None for r in readings)
+    if not valued:  # activations alone: the logits of one position are the fewest that models can be asked for
+        batch = replace(batch, keep=1)
     with subject.quiet(), torch.set_grad_enabled(backward), _tapped(run):
-        values = job.objective.value(forward(subject, batch), batch, job.contrasts)
+        logits = forward(subject, batch)
+        values = job.objective.value(logits, batch, job.contrasts) if valued else logits.new_zeros(len(rows))
         run.values = values.detach()
         run.sound = torch.isfinite(run.values)
         if job.on_not_finite == "stop":

@@ -214,6 +214,18 @@ def test_all_cheap_methods_share_one_forward_and_one_backward(make_subject: Any,
         torch.testing.assert_close(together[f"{name}/mlp"].values, single.values, rtol=1e-5, atol=1e-6)
 
 
+def test_without_gradients_no_logits_but_one_are_computed(make_subject: Any, corpus: Corpus) -> None:
+    subject = make_subject("llama")
+    subject.site("mlp")
+    widths: list[int] = []
+    handle = subject.model.lm_head.register_forward_hook(lambda _m, a, _o: widths.append(a[0].shape[1]))
+    attribute(subject, corpus, method="mean", objective="loss_all")
+    attribute(subject, corpus, methods=("mean", "taylor"), objective="loss_all")
+    handle.remove()
+    assert widths[0] == 1
+    assert widths[-1] > 20
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 def test_batches_and_padding_change_nothing(make_subject: Any, corpus: Corpus, family: str) -> None:
     subject = make_subject(family)
