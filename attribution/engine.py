@@ -74,7 +74,8 @@ def one_pass(job: Job, readings: Sequence[Reading]) -> list[Sums]:
     """Score every example once, by every reading, and sum by group.
 
     One forward serves all readings, and one backward those that read gradients; where none does, the objective is not
-    computed. Sums are at least float32, on the subject's device. A score does not depend on the example's batch mates. When memory runs out the batch is halved and tried again.
+    computed. Sums are at least float32, on the subject's device. A score does not depend on the example's batch mates. When
+    memory runs out the batch is halved and tried again.
 
     Raises NotFinite for an example whose objective or score is not finite, unless the job says to skip it.
     """
@@ -167,11 +168,12 @@ def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> _Run:
         batch = replace(batch, keep=1)
     with subject.quiet(), torch.set_grad_enabled(backward), _tapped(run):
         logits = forward(subject, batch)
-        values = job.objective.value(logits, batch, job.contrasts) if valued else logits.new_zeros(len(rows))
+        # attention carries a NaN of any token to the last one; a comparison of activations would count it as inactive
+        values = job.objective.value(logits, batch, job.contrasts) if valued else logits[:, -1].amax(dim=-1)
         run.values = values.detach()
         run.sound = torch.isfinite(run.values)
         if job.on_not_finite == "stop":
-            _all_sound(run.sound, batch, f"objective {job.objective.name}")
+            _all_sound(run.sound, batch, f"objective {job.objective.name}" if valued else "output")
         if backward:
             values[run.sound].sum().backward()
     return run

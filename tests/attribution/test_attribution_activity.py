@@ -264,9 +264,21 @@ def test_culnig_weighs_by_the_probability_and_keeps_twins_from_going_below_zero(
         attribute(subject, corpus, method="culnig")
 
 
-def test_a_nan_activation_is_named(make_subject: Any, corpus: Corpus) -> None:
+def test_a_nan_activation_is_named_or_skipped(make_subject: Any, corpus: Corpus) -> None:
+    """NaN > 0 is false: counted as it stands, the neuron would merely look inactive."""
     subject = make_subject("llama")
+    bad = (
+        Example(id="bad/1", group="north", prompt="Z it", answer=" b"),
+        Example(id="bad/2", group="east", prompt="a Z", answer="b"),
+    )
     with torch.no_grad():
-        subject.model.model.embed_tokens.weight[subject.tokenizer.convert_tokens_to_ids("n")] = torch.nan
-    with pytest.raises(CorpusError, match="not finite"):
-        attribute(subject, corpus, method="active")
+        subject.model.model.embed_tokens.weight[subject.tokenizer.convert_tokens_to_ids("Z")] = torch.nan
+    mixed = Corpus((*corpus, *bad))
+    for names in (("active",), ("active", "taylor"), ("max", "precision", "lape", "weighted")):
+        with pytest.raises(CorpusError, match=r"of 2 example\(s\) is not finite \(NaN or Inf\): 'bad/"):
+            attribute(subject, mixed, methods=names, max_tokens=10_000)
+        left = attribute(subject, mixed, methods=names, on_not_finite="skip", max_tokens=10_000)
+        clean = attribute(subject, corpus, methods=names, max_tokens=10_000)
+        for name in names:
+            torch.testing.assert_close(left[name].values, clean[name].values, rtol=1e-4, atol=1e-5)
+            assert left[name].origin["skipped"] == ["bad/1", "bad/2"]
