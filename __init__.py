@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from .analysis.study import save as save
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
+    from .attribution.entropy import lape_sets as lape_sets
+    from .attribution.importance import Importance as Importance
+    from .attribution.located import Located as Located
     from .attribution.methods import register_method as register_method
     from .attribution.permutation import Significance as Significance
     from .attribution.permutation import permutation as permutation
+    from .attribution.presets import preset as preset
     from .attribution.resume import Checkpoint as Checkpoint
     from .attribution.resume import CheckpointError as CheckpointError
     from .attribution.selection import exclusive as exclusive
@@ -69,6 +73,8 @@ _HOME = {
     "Delta": "finetune.delta",
     "Effects": "analysis.effects",
     "Example": "corpora.examples",
+    "Importance": "attribution.importance",
+    "Located": "attribution.located",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "Reference": "neurons.interventions",
@@ -93,12 +99,14 @@ _HOME = {
     "finetune_full": "finetune.training",
     "in_common": "attribution.selection",
     "intervene": "neurons.interventions",
+    "lape_sets": "attribution.entropy",
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",
     "load_model": "neurons.subject",
     "overlap": "analysis.overlap",
     "permutation": "attribution.permutation",
+    "preset": "attribution.presets",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
     "report": "figures.report",

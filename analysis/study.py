@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..attribution import importance as _importance  # noqa: F401  (its records are registered on import)
 from ..finetune.retention import Retention
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
 from ..neurons.errors import AtlasError
@@ -20,6 +21,7 @@ from .similarity import Similarity
 MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
+    "importance": "neuropolis locate --preset fuxitranyu",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
 from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
+from . import activity, entropy  # noqa: F401  (their methods are registered on import)
 from .encoding import PaddingSide, encode_corpus
 from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
 from .memory import TooLarge
@@ -127,6 +128,7 @@ def attribute(
     if not chosen or not sites:
         raise ValueError("no method or no site is given; name at least one of each")
     _check_options(chosen, options or {})
+    _check_methods(chosen, corpus, objective)
     goal = objective_named(objective)
     scored = Corpus((*corpus, *corpus.controls()), name=corpus.name) if controls else corpus
     encoded, contrasts = prepare(subject, scored, encode_corpus(subject, scored), goal)
@@ -134,11 +136,19 @@ def attribute(
     job = Job(
         subject, encoded, groups, len(corpus.groups) * (1 + controls), goal, contrasts,
         max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress, recompute=recompute,
+        twins_from=len(corpus.groups),
     )  # fmt: skip
     asked = _Asked(
-        subject, corpus, scored, groups, controls, min_examples, _origin(subject, corpus, split, tokens, options)
-    )
-    readings = [Reading(m, s, tokens, keep_rows) for m in chosen for s in sites if m.shared]
+        subject, corpus, scored, groups, controls, min_examples, keep_rows,
+        _origin(subject, corpus, split, tokens, options),
+    )  # fmt: skip
+    places = {(m.name, s.name): s if m.place is None else m.place(subject, s) for m in chosen for s in sites}
+    readings = [
+        Reading(m, places[m.name, s.name], tokens, keep_rows or m.rows is not None)
+        for m in chosen
+        for s in sites
+        if m.shared
+    ]
     keeper, own = _keeper(checkpoint, checkpoint_every, readings, others=len(readings) < len(chosen) * len(sites))
     try:
         shared = iter(one_pass(job, readings, checkpoint=keeper) if readings else ())
@@ -186,6 +196,7 @@ class _Asked:
     groups: Int[Tensor, " example"]
     controls: bool
     min_examples: int
+    keep_rows: bool
     origin: dict[str, Any]
 
 
@@ -211,9 +222,6 @@ def _own_passes(method: Method, job: Job, site: Site, asked: _Asked, options: Ma
 
 def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Asked) -> Scores:
     values, signed, squares = sums.means(method.over)
-    if method.finish is not None:
-        signed = method.finish(signed)
-        values, squares = signed.abs(), signed.square()
     groups, number = asked.corpus.groups, len(asked.corpus.groups)
     counts = sums.counts[:number]
     for group, count in zip(groups, counts.tolist(), strict=True):
@@ -222,13 +230,19 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
                 f"group {group!r} has {count} examples left after those that are not finite were skipped, expected at least "
                 f"{asked.min_examples}; check the model's weights and dtype"
             )
+    if method.finish is not None or method.rows is not None:
+        # own groups and control twins apart: what compares groups must not see both
+        signed = torch.cat(
+            [_finished(method, sums, signed, part, site, asked) for part in _halves(len(signed), number)]
+        )
+        values, squares = signed.abs(), torch.full_like(signed, torch.nan)
     if not bool(torch.isfinite(values).all()):
         raise CorpusError(f"scores of {method.name!r} overflow although every example's is finite; load a wider dtype")
     extra: dict[str, Tensor] = {}
     if asked.controls:
         extra = {"control_values": values[number:], "control_signed": signed[number:]}
     own = sums.scored[: len(asked.corpus)]
-    if sums.rows is not None:
+    if sums.rows is not None and asked.keep_rows:
         numbers: dict[str, int] = {}
         items = torch.tensor([numbers.setdefault(e.item, len(numbers)) for e in asked.corpus])
         extra |= {
@@ -244,12 +258,40 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
     )  # fmt: skip
 
 
+def _halves(rows: int, number: int) -> list[range]:
+    return [range(first, first + number) for first in range(0, rows, number)]
+
+
+def _finished(method: Method, sums: Sums, signed: Tensor, part: range, site: Site, asked: _Asked) -> Tensor:
+    """The method's own last step, on these groups."""
+    if method.finish is not None:
+        return method.finish(signed[part.start : part.stop], site)
+    assert method.rows is not None
+    assert sums.rows is not None
+    inside = sums.scored & (asked.groups >= part.start) & (asked.groups < part.stop)
+    return method.rows(sums.rows[inside], asked.groups[inside] - part.start, len(part))
+
+
 def _check_groups(corpus: Corpus, min_examples: int) -> None:
     for group, count in corpus.counts.items():
         if count < min_examples:
             raise CorpusError(
                 f"group {group!r} has {count} example{'s' if count > 1 else ''}, expected at least {min_examples}; "
                 "add examples, leave the group out, or lower min_examples"
+            )
+
+
+def _check_methods(methods: Sequence[Method], corpus: Corpus, objective: str) -> None:
+    for method in methods:
+        if method.objective not in (None, objective):
+            raise ValueError(
+                f"method {method.name!r} is defined for objective {method.objective!r}, not {objective!r}; "
+                f"give objective={method.objective!r}"
+            )
+        if len(corpus.groups) < method.min_groups:
+            raise CorpusError(
+                f"method {method.name!r} compares groups and needs at least {method.min_groups}, the corpus has "
+                f"{', '.join(corpus.groups)} alone; add groups or take another method"
             )
 
 

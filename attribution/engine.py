@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,8 @@ HALF_EXPONENTS = (8, 2, -4, -10)  # float16: the largest gradient at the logits,
 class Job:
     """Examples to be scored, whichever method does it.
 
-    `groups` [example] numbers each example's group, below `num_groups`; several groups may share no example. `contrasts` are
+    `groups` [example] numbers each example's group, below `num_groups`; several groups may share no example. Groups from
+    `twins_from` on are of control twins. `contrasts` are
     those of an objective that needs choices. `max_tokens` is a batch's budget, padding included. What happens to an example
     whose objective or score is NaN or infinite is said by `on_not_finite`. `recompute` is that of `Subject.quiet`.
     """
@@ -49,6 +50,7 @@ class Job:
     on_not_finite: NotFiniteRule = "stop"
     progress: Progress | None = None
     recompute: bool | None = None
+    twins_from: int | None = None
 
 
 class NotFinite(ValueError):
@@ -63,10 +65,10 @@ class NotFinite(ValueError):
 def one_pass(job: Job, readings: Sequence[Reading], *, checkpoint: Checkpoint | None = None) -> list[Sums]:
     """Score every example once, by every reading, and sum by group.
 
-    One forward serves all readings, and one backward those that read gradients. Sums are at least float32, on the subject's
-    device. A score does not depend on the example's batch mates. When memory runs out the batch is halved and tried again,
-    with a warning, and later ones are no larger. Under `torchrun` or `accelerate launch` each process takes every n-th batch,
-    and all of them return the sums over all.
+    One forward serves all readings, and one backward those that read gradients; where none does, the objective is not
+    computed. Sums are at least float32, on the subject's device. A score does not depend on the example's batch mates. When
+    memory runs out the batch is halved and tried again, with a warning, and later ones are no larger. Under `torchrun` or
+    `accelerate launch` each process takes every n-th batch, and all of them return the sums over all.
 
     With a checkpoint, an interrupted pass goes on where it was last written, and ends with the same sums, bit for bit where
     the device sums in a fixed order (the CPU does) with the same number of threads.
@@ -164,12 +166,17 @@ def _attempt(job: Job, readings: Sequence[Reading], batch: Batch, exponent: int 
     sign = -1.0 if job.objective.lower_is_better else 1.0
     run = Run(batch, readings, sign, batch.real.to(subject.device))
     backward = any(r.method.reads == "gradient" for r in readings)
+    valued = backward or any(r.method.example is not None for r in readings)
+    if not valued:  # activations alone: the logits of one position are the fewest that models can be asked for
+        batch = replace(batch, keep=1)
     with subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), tapped(run):
         logits = wide(forward(subject, batch))
-        values = job.objective.value(logits, batch, job.contrasts)
-        run.sound = torch.isfinite(values.detach())
+        # attention carries a NaN of any token to the last one; a comparison of activations would count it as inactive
+        values = job.objective.value(logits, batch, job.contrasts) if valued else logits[:, -1].amax(dim=-1)
+        run.values = values.detach()
+        run.sound = torch.isfinite(run.values)
         if job.on_not_finite == "stop":
-            _all_sound(run.sound, batch, f"objective {job.objective.name}")
+            _all_sound(run.sound, batch, f"objective {job.objective.name}" if valued else "output")
         total = values[run.sound].sum()
         if backward and exponent is not None:
             _scaled_backward(run, total, logits, exponent)
@@ -193,6 +200,7 @@ def _scaled_backward(run: Run, total: Tensor, logits: Tensor, exponent: int) -> 
 def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Run) -> None:
     """A finished batch's scores into the sums; examples that are not finite stop the pass or stay out."""
     assert run.sound is not None
+    _weigh(job, readings, run)
     sound = run.sound
     for score in run.found.values():
         sound = sound & torch.isfinite(score).all(dim=1).to(sound.device)
@@ -216,6 +224,17 @@ def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Ru
         one.counts.index_add_(0, groups, torch.ones_like(groups))
         one.tokens.index_add_(0, groups, real)
         one.scored[rows] = True
+
+
+def _weigh(job: Job, readings: Sequence[Reading], run: Run) -> None:
+    """Every example's score as its method wants it, given the objective's value and whether it is a control twin."""
+    assert run.values is not None
+    first = job.num_groups if job.twins_from is None else job.twins_from
+    twin = (job.groups[run.batch.rows] >= first).to(run.values.device)
+    for (number, layer), score in run.found.items():
+        weigh = readings[number].method.example
+        if weigh is not None:
+            run.found[number, layer] = weigh(score, run.values, twin)
 
 
 def _all_sound(sound: Bool[Tensor, " batch"], batch: Batch, what: str) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..neurons.sites import Site, Tap
@@ -43,6 +43,7 @@ class Run:
     real: Bool[Tensor, "batch token"]
     found: dict[tuple[int, int], Float[Tensor, "batch neuron"]] = field(default_factory=dict)
     sound: Bool[Tensor, " batch"] | None = None
+    values: Float[Tensor, " batch"] | None = None
     scale: Float[Tensor, " batch"] | None = None
 
     @property
@@ -65,6 +66,55 @@ class Run:
                 rows = slice(first, first + size)
                 parts.append(self._scores(self.readings[number], rows, x, gradient))
             self.found[number, layer] = parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def take_routed(
+        self,
+        which: Sequence[int],
+        layer: int,
+        expert: int,
+        tokens: Int[Tensor, " routed"],
+        x: Float[Tensor, "routed unit"],
+        gradient: Float[Tensor, "routed unit"] | None = None,
+    ) -> None:
+        """Reduce one expert's routed activations, and their gradient, to its columns of the scores of `which`."""
+        real = self.real.flatten()[tokens]
+        example, x = tokens[real] // self.real.shape[1], x[real]
+        gradient = None if gradient is None else gradient[real]
+        for number in which:
+            reading = self.readings[number]
+            part = self._routed_part(reading, example, x, gradient)
+            columns = slice(expert * x.shape[-1], (expert + 1) * x.shape[-1])
+            self.found[number, layer][:, columns] = self._routed_reduced(
+                part, example, reading.method.tokens or reading.tokens, reading.method
+            )
+
+    def _routed_part(
+        self, reading: Reading, example: Int[Tensor, " routed"], x: Tensor, gradient: Tensor | None
+    ) -> Float[Tensor, "routed unit"]:
+        x = wide(x)[None]
+        if reading.method.reads == "activation":
+            return wide(reading.method.function(x))[0]
+        assert gradient is not None
+        slope = wide(gradient)
+        if self.scale is not None:
+            slope = slope / self.scale[example][:, None]
+        return wide(reading.method.function(slope[None], x))[0]
+
+    def _routed_reduced(
+        self,
+        part: Float[Tensor, "routed unit"],
+        example: Int[Tensor, " routed"],
+        tokens: TokenReduction,
+        method: Method,
+    ) -> Float[Tensor, "batch unit"]:
+        """Over the real tokens that were routed; an example of which no token was routed has 0."""
+        sign = self.sign if method.reads == "gradient" else 1.0
+        empty = part.new_zeros((len(self.real), part.shape[-1]))
+        if tokens == "max":
+            index = example[:, None].expand_as(part)
+            return empty.scatter_reduce(0, index, sign * part, "amax", include_self=False)
+        total = empty.index_add(0, example, part.abs() if tokens == "abs" else sign * part)
+        return total / self.real.sum(dim=1, keepdim=True) if tokens == "mean" else total
 
     def _scores(
         self, reading: Reading, rows: slice, x: Tensor, gradient: Tensor | None
@@ -115,7 +165,14 @@ def tapped(run: Run) -> Iterator[None]:
     with ExitStack() as stack:
         for site, numbers in sites.values():
             for layer, tap in enumerate(site.taps):
-                stack.enter_context(tap.attached(partial(_pass_on, run=run, numbers=numbers, layer=layer, tap=tap)))
+                if tap.routed is None:
+                    stack.enter_context(tap.attached(partial(_pass_on, run=run, numbers=numbers, layer=layer, tap=tap)))
+                    continue
+                for number in numbers:  # experts that no token chose are not called
+                    shape = (len(run.real), tap.width)
+                    dtype = torch.promote_types(next(tap.module.parameters()).dtype, torch.float32)
+                    run.found[number, layer] = torch.zeros(shape, dtype=dtype, device=run.real.device)
+                stack.enter_context(tap.attached_routed(partial(_pass_routed, run=run, numbers=numbers, layer=layer)))
         yield
 
 
@@ -134,6 +191,27 @@ def _pass_on(x: Tensor, *, run: Run, numbers: Sequence[int], layer: int, tap: Ta
     out: Tensor = _Identity.apply(x, partial(run.take, backwards, layer))  # pyright: ignore[reportAssignmentType]
     # some families (Falcon) add to an output in place, which autograd forbids on a view
     return out.clone() if tap.side == "out" else out
+
+
+def _pass_routed(
+    x: Float[Tensor, "routed unit"],
+    expert: int,
+    tokens: Int[Tensor, " routed"],
+    *,
+    run: Run,
+    numbers: Sequence[int],
+    layer: int,
+) -> Tensor | None:
+    """`_pass_on` for one expert of a mixture."""
+    forwards = [n for n in numbers if run.readings[n].method.reads == "activation"]
+    backwards = [n for n in numbers if run.readings[n].method.reads == "gradient"]
+    with torch.no_grad():
+        run.take_routed(forwards, layer, expert, tokens, x.detach())
+    if not backwards or not torch.is_grad_enabled():
+        return None
+    if not x.requires_grad:
+        x = x.detach().requires_grad_()
+    return _Identity.apply(x, partial(run.take_routed, backwards, layer, expert, tokens))  # pyright: ignore[reportReturnType]
 
 
 class _Identity(torch.autograd.Function):

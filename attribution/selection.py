@@ -26,7 +26,7 @@ def select(
 ) -> dict[str, NeuronSet]:
     """The neurons that each group depends on most.
 
-    `top` is a share of the site's neurons (a float below 1) or a number of neurons; `scope` takes it over all layers
+    `top` is a share of the site's neurons (a float up to 1.0) or a number of neurons; `scope` takes it over all layers
     together or in each layer; `layers` takes it from these layers only. What is ranked is `by` (absolute or signed
     scores), after the contrast:
 
@@ -134,6 +134,7 @@ def _allowed(layers: Iterable[int] | None, depth: int) -> Bool[Tensor, " layer"]
 
 
 def _count(top: float | int, neurons: int) -> int:
-    if isinstance(top, bool) or not (0 < top < 1 or (isinstance(top, int) and 1 <= top <= neurons)):
+    share = isinstance(top, float) and 0 < top <= 1
+    if not share and (isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= neurons):
         raise SetError(f"top is {top!r}; expected a share between 0 and 1, or a whole number from 1 to {neurons}")
-    return max(1, round(top * neurons)) if top < 1 else int(top)
+    return max(1, round(top * neurons)) if share else int(top)

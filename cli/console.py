@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from ..corpora.examples import Corpus
@@ -145,6 +147,62 @@ def layer_range(text: str | None) -> list[int] | None:
 def chosen_split(text: str) -> str | None:
     """The library's split argument from the command line's."""
     return None if text == "all" else text
+
+
+def several(values: list[str] | None, default: str) -> list[str]:
+    """Names from an option that may be repeated and may hold commas."""
+    return [name.strip() for value in values or [default] for name in value.split(",") if name.strip()]
+
+
+def key_values(pairs: list[str] | None) -> dict[str, Any]:
+    """Options of a preset or a method from `key=value`: JSON, a share (1%), a corpus (a .jsonl file, bundled:...), or text."""
+    found = {}
+    for pair in pairs or []:
+        key, sign, text = pair.partition("=")
+        if not sign or not key.isidentifier():
+            fail(f"cannot read {pair!r} as an option; expected key=value, such as top=0.05")
+        if text.endswith(".jsonl") or text.startswith("bundled:"):
+            found[key] = open_corpus(text)
+        elif text.endswith("%"):
+            found[key] = share(text)
+        else:
+            try:
+                found[key] = json.loads(text)
+            except ValueError:
+                found[key] = {"True": True, "False": False, "None": None, "none": None}.get(text, text)
+    return found
+
+
+class Listing(TyperCommand):
+    """A command whose help names what the registries hold; they are read when the help is asked for, not before."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        names = registered()
+        for parameter in self.params:
+            text = getattr(parameter, "help", None)
+            if text:
+                parameter.help = text.format(**names)  # pyright: ignore[reportAttributeAccessIssue]
+        super().format_help(ctx, formatter)
+
+
+def registered() -> dict[str, str]:
+    """The names in each registry, as text."""
+    from typing import get_args
+
+    from ..attribution.engine import NotFiniteRule
+    from ..attribution.located import PRESETS, preset_options
+    from ..attribution.methods import METHODS, TOKEN_REDUCTIONS
+    from ..attribution.objectives import OBJECTIVES
+    from ..attribution.presets import preset  # noqa: F401  (registers the presets and the methods)
+    from ..attribution.selection import CONTRASTS
+    from ..neurons.sites import SITES
+
+    lists = {
+        "methods": METHODS, "presets": PRESETS, "sites": SITES, "objectives": OBJECTIVES, "reductions": TOKEN_REDUCTIONS,
+        "contrasts": (*CONTRASTS, "none"), "rules": get_args(NotFiniteRule),
+        "preset_options": [f"{name} ({', '.join(preset_options(name))})" for name in PRESETS],
+    }  # fmt: skip
+    return {key: ", ".join(names) for key, names in lists.items()}
 
 
 def share(text: str) -> float | int:

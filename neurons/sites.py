@@ -27,10 +27,12 @@ SITES: dict[str, str] = {
     "q": "output channels of the query projection",
     "k": "output channels of the key projection",
     "v": "output channels of the value projection",
+    "attn_out": "output channels of the attention output projection",
     "attn": "input channels of the attention output projection",
     "expert": "intermediate units of the routed experts (expert * units + unit): the input channels of their output projections",
 }
 _COMPONENT = {
+    "attn_out": "attn.o",
     "mlp": "mlp.out", "gate": "mlp.gate", "up": "mlp.in", "mlp_out": "mlp.out",
     "q": "attn.q", "k": "attn.k", "v": "attn.v", "attn": "attn.o", "expert": "mlp.experts",
 }  # fmt: skip

@@ -13,8 +13,10 @@ from neuropolis.attribution.activations import reference
 from neuropolis.attribution.attribute import attribute
 from neuropolis.attribution.encoding import encode_corpus
 from neuropolis.corpora.examples import Corpus
+from neuropolis.neurons.experts import attached_dense
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
+from neuropolis.neurons.sites import Edit, Site, Tap
 from neuropolis.neurons.subject import Subject, load_model
 from torch import Tensor
 
@@ -138,3 +140,43 @@ def make_loss() -> Callable[[Subject, Corpus, str], Tensor]:
         return torch.stack(total).mean()
 
     return loss
+
+
+def dense(subject: Subject) -> Subject:
+    """The same model, whose site is read as a whole: [token, expert * unit], zero where a token is not routed."""
+    site = subject.site("expert")
+    taps = tuple(DenseTap(t.module, t.path, t.side, t.width) for t in site.taps)
+    return Subject(
+        subject.model, subject.tokenizer, subject.name, subject.fingerprint, {"expert": Site("expert", taps)}
+    )
+
+
+class DenseTap(Tap):
+    """A tap that shows all experts at once."""
+
+    def attached(self, edit: Edit):
+        return attached_dense(self.module, edit)
+
+
+@pytest.mark.parametrize("method", ["taylor", "gradient", "active", "mean"])
+@pytest.mark.parametrize("tokens", ["sum", "abs", "mean"])
+def test_routed_scores_are_those_of_the_whole_view(subject: Subject, corpus: Corpus, method: str, tokens: Any) -> None:
+    routed = attribute(subject, corpus, method=method, site="expert", tokens=tokens)
+    whole = attribute(dense(subject), corpus, method=method, site="expert", tokens=tokens)
+    if method == "gradient":  # an unrouted unit has no gradient in either view
+        assert float((whole.signed != 0).float().mean()) > 0.1
+    torch.testing.assert_close(routed.signed, whole.signed)
+    torch.testing.assert_close(routed.values, whole.values)
+
+
+def test_the_largest_is_taken_over_routed_tokens_only(subject: Subject, corpus: Corpus) -> None:
+    scores = attribute(subject, corpus, method="taylor", site="expert", tokens="max")
+    # where every routed token's part is below zero, a padded or unrouted zero would be the largest
+    assert bool((scores.signed < 0).any())
+
+
+def test_padding_that_is_routed_does_not_count(subject: Subject, corpus: Corpus) -> None:
+    together = attribute(subject, corpus, methods=("taylor", "mean", "max"), site="expert")
+    alone = attribute(subject, corpus, methods=("taylor", "mean", "max"), site="expert", max_tokens=1)
+    for name, scores in together.items():
+        torch.testing.assert_close(scores.signed, alone[name].signed, rtol=1e-4, atol=1e-5)

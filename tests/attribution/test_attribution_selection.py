@@ -74,6 +74,11 @@ def test_top_out_of_range(scores: Scores, top: float) -> None:
         select(scores, top=top)
 
 
+def test_all_of_them_and_one_of_them(scores: Scores) -> None:
+    assert len(select(scores, top=1.0)["a"]) == 6
+    assert len(select(scores, top=1)["a"]) == 1
+
+
 def test_one_group_has_no_others() -> None:
     alone = Scores("mlp", "s", ("a",), VALUES[:1], VALUES[:1], VALUES[:1], torch.tensor([3]))
     with pytest.raises(SetError, match="at least two groups"):
