@@ -16,11 +16,13 @@ from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
 from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
+from . import paths  # noqa: F401  (registers its methods)
 from .encoding import PaddingSide, encode_corpus
 from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
 from .methods import TOKEN_REDUCTIONS, Method, TokenReduction, method_named
 from .objectives import ObjectiveName, objective_named, prepare
 from .sums import Sums
+
 
 
 class Settings(TypedDict, total=False):
@@ -115,7 +117,8 @@ def attribute(
     groups = _group_rows(corpus, controls)
     job = Job(
         subject, encoded, groups, len(corpus.groups) * (1 + controls), goal, contrasts,
-        max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress,
+        max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress, tokens=tokens,
+        keep_rows=keep_rows,
     )  # fmt: skip
     asked = _Asked(
         subject, corpus, scored, groups, controls, min_examples, _origin(subject, corpus, split, tokens, options)
@@ -191,7 +194,7 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
     if sums.rows is not None:
         extra |= {"rows": sums.rows[: len(own)][own], "row_groups": asked.groups[: len(own)][own]}
     left_out = [asked.scored[row].id for row in (~sums.scored).nonzero().flatten().tolist()]
-    origin = asked.origin | ({"skipped": left_out} if left_out else {})
+    origin = asked.origin | sums.told() | ({"skipped": left_out} if left_out else {})
     return Scores(
         site.name, asked.subject.fingerprint, groups, values[:number], signed[:number], squares[:number], counts,
         method=method.name, objective=objective, origin=origin, **extra,

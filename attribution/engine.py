@@ -34,7 +34,8 @@ class Job:
 
     `groups` [example] numbers each example's group, below `num_groups`; several groups may share no example. `contrasts` are
     those of an objective that needs choices. `max_tokens` is a batch's budget, padding included. What happens to an example
-    whose objective or score is NaN or infinite is said by `on_not_finite`.
+    whose objective or score is NaN or infinite is said by `on_not_finite`. `tokens` and `keep_rows` are what was asked of methods
+    with passes of their own.
     """
 
     subject: Subject
@@ -47,6 +48,8 @@ class Job:
     padding_side: PaddingSide = "right"
     on_not_finite: NotFiniteRule = "stop"
     progress: Progress | None = None
+    tokens: TokenReduction = "sum"
+    keep_rows: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +71,12 @@ class NotFinite(ValueError):
         self.rows = tuple(rows)
 
 
-def one_pass(job: Job, readings: Sequence[Reading]) -> list[Sums]:
+def one_pass(job: Job, readings: Sequence[Reading], *, run: RunBatch | None = None) -> list[Sums]:
     """Score every example once, by every reading, and sum by group.
 
     One forward serves all readings, and one backward those that read gradients. Sums are at least float32, on the subject's
     device. A score does not depend on the example's batch mates. When memory runs out the batch is halved and tried again.
+    `run` is what scores a batch, for methods that need more than one forward and backward.
 
     Raises NotFinite for an example whose objective or score is not finite, unless the job says to skip it.
     """
@@ -84,9 +88,9 @@ def one_pass(job: Job, readings: Sequence[Reading]) -> list[Sums]:
         )
         for r in readings
     ]  # fmt: skip
-    done = 0
+    done, run = 0, run or _run
     for rows in plan_batches(job.encoded, max_tokens=job.max_tokens):
-        for part in _fitting(rows, lambda chosen: _run(job, readings, chosen)):
+        for part in _fitting(rows, lambda chosen: run(job, readings, chosen)):
             _commit(job, readings, sums, part)
         done += len(rows)
         if job.progress is not None:
@@ -95,8 +99,11 @@ def one_pass(job: Job, readings: Sequence[Reading]) -> list[Sums]:
 
 
 @dataclass(eq=False)
-class _Run:
-    """One batch under way: what its taps have read so far, by reading and layer."""
+class Run:
+    """One batch under way: what its taps have read so far, by reading and layer.
+
+    `extra` holds further numbers of each example, by name.
+    """
 
     batch: Batch
     readings: Sequence[Reading]
@@ -104,6 +111,7 @@ class _Run:
     real: Bool[Tensor, "batch token"]
     found: dict[tuple[int, int], Float[Tensor, "batch neuron"]] = field(default_factory=dict)
     sound: Bool[Tensor, " batch"] | None = None
+    extra: dict[str, Float[Tensor, " batch"]] = field(default_factory=dict)
 
     def take(self, which: Sequence[int], layer: int, x: Tensor, gradient: Tensor | None = None) -> None:
         """Reduce a layer's activations, and their gradient, to scores of the readings `which`."""
@@ -130,6 +138,9 @@ class _Run:
         return _reduced(method.function(x[rows]), real, tokens, 1.0, masked=True)
 
 
+RunBatch = Callable[[Job, Sequence[Reading], Sequence[int]], Run]
+
+
 def _reduced(
     part: Float[Tensor, "batch token neuron"],
     real: Bool[Tensor, "batch token"],
@@ -152,25 +163,37 @@ def _reduced(
     return total / real.sum(dim=1, keepdim=True) if tokens == "mean" else total
 
 
-def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> _Run:
+def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
     """One batch through the model."""
-    subject = job.subject
-    batch = collate([job.encoded[row] for row in rows], rows, padding_side=job.padding_side, pad_id=pad_id(subject))
-    sign = -1.0 if job.objective.lower_is_better else 1.0
-    run = _Run(batch, readings, sign, batch.real.to(subject.device))
+    run = begin(job, readings, rows)
     backward = any(r.method.reads == "gradient" for r in readings)
-    with subject.quiet(), torch.set_grad_enabled(backward), _tapped(run):
-        values = job.objective.value(forward(subject, batch), batch, job.contrasts)
-        run.sound = torch.isfinite(values.detach())
-        if job.on_not_finite == "stop":
-            _all_sound(run.sound, batch, f"objective {job.objective.name}")
+    with job.subject.quiet(), torch.set_grad_enabled(backward), tapped(run):
+        values = evaluate(job, run)
         if backward:
             values[run.sound].sum().backward()
     return run
 
 
+def begin(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
+    """A batch of these examples of which nothing is read yet."""
+    encoded = [job.encoded[row] for row in rows]
+    batch = collate(encoded, rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
+    sign = -1.0 if job.objective.lower_is_better else 1.0
+    return Run(batch, readings, sign, batch.real.to(job.subject.device))
+
+
+def evaluate(job: Job, run: Run) -> Float[Tensor, " batch"]:
+    """The objective of a batch's examples; those that were finite in every forward so far are sound."""
+    values = job.objective.value(forward(job.subject, run.batch), run.batch, job.contrasts)
+    finite = torch.isfinite(values.detach())
+    run.sound = finite if run.sound is None else run.sound & finite
+    if job.on_not_finite == "stop":
+        _all_sound(run.sound, run.batch, f"objective {job.objective.name}")
+    return values
+
+
 @contextmanager
-def _tapped(run: _Run) -> Iterator[None]:
+def tapped(run: Run) -> Iterator[None]:
     """Every reading's taps attached; readings of one site share its taps."""
     sites: dict[int, tuple[Site, list[int]]] = {}
     for number, reading in enumerate(run.readings):
@@ -182,7 +205,7 @@ def _tapped(run: _Run) -> Iterator[None]:
         yield
 
 
-def _pass_on(x: Tensor, *, run: _Run, numbers: Sequence[int], layer: int, tap: Tap) -> Tensor | None:
+def _pass_on(x: Tensor, *, run: Run, numbers: Sequence[int], layer: int, tap: Tap) -> Tensor | None:
     """Let the activations be read, and put an identity in their way where their gradient is wanted."""
     forwards = [n for n in numbers if run.readings[n].method.reads == "activation"]
     backwards = [n for n in numbers if run.readings[n].method.reads == "gradient"]
@@ -213,7 +236,7 @@ class _Identity(torch.autograd.Function):
         return grads[0], None
 
 
-def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: _Run) -> None:
+def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Run) -> None:
     """A finished batch's scores into the sums; examples that are not finite stop the pass or stay out."""
     assert run.sound is not None
     sound = run.sound
@@ -233,13 +256,17 @@ def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: _R
             one = sums[number].rows
             assert one is not None
             one[rows, layer] = score.float().cpu()
+    for name, numbers in run.extra.items():
+        for one in sums:
+            table = one.extra.setdefault(name, torch.full((len(job.encoded),), torch.nan, dtype=torch.float64))
+            table[rows] = numbers.detach().cpu().double()[kept]
     for one in sums:
         one.counts.index_add_(0, groups, torch.ones_like(groups))
         one.tokens.index_add_(0, groups, real)
         one.scored[rows] = True
 
 
-def _fitting(rows: list[int], run: Callable[[list[int]], _Run]) -> Iterator[_Run]:
+def _fitting(rows: list[int], run: Callable[[list[int]], Run]) -> Iterator[Run]:
     """The batch, or where memory does not hold it its halves, and theirs."""
     try:
         done = run(rows)

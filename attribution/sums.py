@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +17,8 @@ class Sums:
     """Sums over a group's examples: of |score|, of the signed score, of its square [group, layer, neuron].
 
     `counts` and `tokens` [group] say over how many examples and real tokens, `scored` [example] which examples are in.
-    `rows` [example, layer, neuron] holds every example's score where they were asked for.
+    `rows` [example, layer, neuron] holds every example's score where they were asked for. `extra` is what a method has to tell
+    beside its scores, for the scores' origin; a tensor [example] becomes its mean over the examples that are in.
     """
 
     absolute: Float[Tensor, "group layer neuron"]
@@ -26,6 +28,14 @@ class Sums:
     tokens: Int[Tensor, " group"]
     scored: Bool[Tensor, " example"]
     rows: Float[Tensor, "example layer neuron"] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """`extra` as plain values."""
+        return {
+            name: float(value[self.scored].mean()) if isinstance(value, Tensor) else value
+            for name, value in self.extra.items()
+        }
 
     def add(self, layer: int, groups: Int[Tensor, " batch"], score: Float[Tensor, "batch neuron"]) -> None:
         """Take one layer's scores of a batch in."""
