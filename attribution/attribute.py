@@ -16,7 +16,7 @@ from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
 from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
-from . import paths  # noqa: F401  (registers its methods)
+from . import paths, relevance  # noqa: F401  (they register their methods)
 from .encoding import PaddingSide, encode_corpus
 from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
 from .methods import TOKEN_REDUCTIONS, Method, TokenReduction, method_named

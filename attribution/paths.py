@@ -109,7 +109,10 @@ def smoothgrad(job: Job, site: Site, *, samples: int = 8, noise: float = 0.1, se
 
 
 def quadrature(rule: str, steps: int) -> list[tuple[float, float]]:
-    """(node, weight) of a rule on [0, 1]; captum's rules of the same names. Raises ValueError for an unknown one."""
+    """(node, weight) of a rule on [0, 1], the weights summing to one. Raises ValueError for an unknown rule.
+
+    captum's rules of the same names, but that the weights of its riemann_trapezoid sum to (steps - 1) / steps.
+    """
     _check_steps(steps)
     if rule == "gausslegendre":
         places, weights = np.polynomial.legendre.leggauss(steps)
@@ -117,7 +120,7 @@ def quadrature(rule: str, steps: int) -> list[tuple[float, float]]:
     elif rule == "riemann_middle":
         places, weights = (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)
     elif rule == "riemann_trapezoid" and steps > 1:
-        places, weights = np.linspace(0, 1, steps), np.full(steps, 1 / steps)
+        places, weights = np.linspace(0, 1, steps), np.full(steps, 1 / (steps - 1))
         weights[[0, -1]] /= 2
     else:
         raise ValueError(

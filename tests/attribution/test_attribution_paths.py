@@ -19,6 +19,7 @@ from neuropolis.neurons.sites import Site, Tap
 from neuropolis.neurons.subject import Subject
 
 VOCABULARY = 64
+QUARTERS = {"steps": 4, "rule": "riemann_middle"}
 A, B, C = 4, 5, 6  # token ids of the characters a, b, c under the tests' tokenizer
 
 
@@ -66,8 +67,7 @@ def test_integrated_gradients_by_hand(curved: Subject) -> None:
 
 
 def test_a_coarse_path_reports_its_gap(curved: Subject) -> None:
-    # the gradient at both ends is 0 and 12, at the three trapezoid nodes of weight 1/6 1/3 1/6 it is 0, 6, 12: exact;
-    # 'left' has no name here, but 1 step in the middle takes 6, exact too; of the loss neither is
+    # one step takes the gradient in the middle: exact for the logit 2 w^2, not for the loss
     coarse = attribute(curved, asked(), method="ig", options={"steps": 1})
     fine = attribute(curved, asked(), method="ig", options={"steps": 24})
     assert coarse.origin["completeness_gap"] > 1e-2
@@ -133,8 +133,12 @@ def activations(subject: Subject, site: Site, ids: torch.Tensor) -> list[torch.T
     return [x if t.channels is None else x[..., t.channels] for x, t in zip(read, site.taps, strict=True)]
 
 
-def captum_ig(subject: Subject, corpus: Corpus, name: str, steps: int, layers: list[list[int]]) -> torch.Tensor:
-    """Signed scores [example, layer, neuron] of captum's integrated gradients whose inputs are the layers' activations."""
+def captum_ig(subject: Subject, corpus: Corpus, name: str, layers: list[list[int]]) -> torch.Tensor:
+    """Signed scores [example, layer, neuron] of captum's integrated gradients whose inputs are the layers' activations.
+
+    Four steps of a quarter each: captum keeps its weights in float32. One step at a time: families that compute norms or softmax
+    in float32 round by the shape of a batch.
+    """
     site, rows = subject.site(name), []
     for batch in oracle_batches(subject, corpus):
         full = activations(subject, site, batch.input_ids)
@@ -164,8 +168,9 @@ def captum_ig(subject: Subject, corpus: Corpus, name: str, steps: int, layers: l
             length = batch.input_ids.shape[1]
             inputs = tuple(full[layer].reshape(1, length, -1) for layer in part)
             found = IntegratedGradients(objective).attribute(
-                inputs, baselines=tuple(torch.zeros_like(x) for x in inputs), n_steps=steps, method="gausslegendre"
-            )
+                inputs, baselines=tuple(torch.zeros_like(x) for x in inputs), n_steps=4, method="riemann_middle",
+                internal_batch_size=1,
+            )  # fmt: skip
             for layer, one in zip(part, found, strict=True):
                 scores[layer] = -one.sum(dim=(0, 1))
         rows.append(scores)
@@ -175,12 +180,11 @@ def captum_ig(subject: Subject, corpus: Corpus, name: str, steps: int, layers: l
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "bloom", "opt", "phi3", "falcon"])
 def test_joint_path_equals_captum_in_float64(make_subject: Any, corpus: Corpus, family: str) -> None:
     subject = make_subject(family, torch.float64)
-    oracle = captum_ig(subject, corpus, "mlp", 4, [list(range(subject.num_layers))])
-    scores = attribute(subject, corpus, method="ig", options={"steps": 4})
+    oracle = captum_ig(subject, corpus, "mlp", [list(range(subject.num_layers))])
+    scores = attribute(subject, corpus, method="ig", max_tokens=1, options=QUARTERS)
     assert oracle.abs().max() > 1e-3
-    atol = 1e-7 if family == "gemma2" else 1e-9  # Gemma's norms compute in float32, and captum's batches differ from ours
-    torch.testing.assert_close(scores.signed, by_group(oracle, corpus), rtol=0, atol=atol)
-    torch.testing.assert_close(scores.values, by_group(oracle.abs(), corpus), rtol=0, atol=atol)
+    torch.testing.assert_close(scores.signed, by_group(oracle, corpus), rtol=0, atol=1e-9)
+    torch.testing.assert_close(scores.values, by_group(oracle.abs(), corpus), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("family", "site"), [("llama", "q"), ("phi3", "gate"), ("phi3", "v"), ("falcon", "mlp_out")])
@@ -190,8 +194,8 @@ def test_layer_by_layer_and_other_sites_equal_captum(
     subject = make_subject(family, torch.float64)
     small = Corpus(tuple(e for i, e in enumerate(corpus) if i % 4 < 2))
     each = [[layer] for layer in range(subject.num_layers)]
-    oracle = captum_ig(subject, small, site, 3, each)
-    scores = attribute(subject, small, method="ig", site=site, options={"steps": 3, "path": "layer"})
+    oracle = captum_ig(subject, small, site, each)
+    scores = attribute(subject, small, method="ig", site=site, max_tokens=1, options=QUARTERS | {"path": "layer"})
     torch.testing.assert_close(scores.signed, by_group(oracle, small), rtol=0, atol=1e-9)
 
 
@@ -335,3 +339,12 @@ def test_nan_is_named_by_example_or_skipped(make_subject: Any, corpus: Corpus, m
     left = attribute(subject, bad, method=method, on_not_finite="skip")
     assert left.origin["skipped"] == ["bad/1"]
     torch.testing.assert_close(left.signed, attribute(subject, corpus, method=method).signed, rtol=1e-4, atol=1e-5)
+
+
+def test_quadrature_by_hand() -> None:
+    from neuropolis.attribution.paths import quadrature
+
+    # three Gauss-Legendre nodes integrate polynomials up to degree five exactly
+    assert sum(w * a**5 for a, w in quadrature("gausslegendre", 3)) == pytest.approx(1 / 6, abs=1e-15)
+    assert quadrature("riemann_middle", 2) == [(0.25, 0.5), (0.75, 0.5)]
+    assert quadrature("riemann_trapezoid", 3) == [(0.0, 0.25), (0.5, 0.5), (1.0, 0.25)]
