@@ -14,9 +14,10 @@ from torch import Tensor
 from ..corpora.examples import Corpus, CorpusError
 from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
+from ..neurons.sets import NeuronSet
 from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
-from . import paths, relevance  # noqa: F401  (they register their methods)
+from . import exact, paths, relevance  # noqa: F401  (they register their methods)
 from .encoding import PaddingSide, encode_corpus
 from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
 from .methods import TOKEN_REDUCTIONS, Method, TokenReduction, method_named
@@ -237,7 +238,8 @@ def _origin(
 ) -> dict[str, Any]:
     return {
         "corpus": corpus.name, "corpus_hash": corpus.hash, "examples": [e.id for e in corpus], "split": split,
-        "tokens": tokens, "example_reduction": "mean of |score|", "dtype": str(subject.dtype), "options": dict(options or {}),
+        "tokens": tokens, "example_reduction": "mean of |score|", "dtype": str(subject.dtype),
+        "options": {key: value.digest if isinstance(value, NeuronSet) else value for key, value in (options or {}).items()},
         "subject_name": subject.name, "tokenizer": tokenizer_fingerprint(subject.tokenizer), "versions": library_versions(),
     }  # fmt: skip
 

@@ -260,7 +260,7 @@ def _check_ffns(subject: Subject, ffns: Sequence[Ffn]) -> None:
             first, second = (torch.autograd.grad((y * w).sum(), x, retain_graph=True)[0] for w in (one, two))
             sound = _close(first * two, second * one, y.dtype)
             if ffns[layer].gate is not None and name == "up":
-                sound = sound and _close(first * x, one * y, y.dtype)
+                sound = sound and _close(first * x.detach(), one * y.detach(), y.dtype)
         if not sound:
             form = "act(up)" if ffns[layer].gate is None else "act(gate) * up"
             raise SiteError(
