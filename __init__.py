@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .analysis.study import save as save
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
+    from .attribution.exact import evaluated as evaluated
+    from .attribution.fidelity import fidelity as fidelity
+    from .attribution.fidelity_result import Fidelity as Fidelity
     from .attribution.methods import register_method as register_method
     from .attribution.selection import select as select
     from .corpora.examples import Corpus as Corpus
@@ -58,6 +61,7 @@ _HOME = {
     "Delta": "finetune.delta",
     "Effects": "analysis.effects",
     "Example": "corpora.examples",
+    "Fidelity": "attribution.fidelity_result",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "Reference": "neurons.interventions",
@@ -74,7 +78,9 @@ _HOME = {
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
     "compare_tuning": "finetune.retention",
+    "evaluated": "attribution.exact",
     "export_silenced": "neurons.edits",
+    "fidelity": "attribution.fidelity",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
     "intervene": "neurons.interventions",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..attribution.fidelity_result import Fidelity
 from ..finetune.retention import Retention
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
 from ..neurons.errors import AtlasError
@@ -20,6 +21,7 @@ from .similarity import Similarity
 MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
+    "fidelity": "neuropolis fidelity",
 }  # fmt: skip
 
 
@@ -88,6 +90,11 @@ class Study:
     def retention(self) -> Retention:
         """What tuning learned of a new group and forgot of the others."""
         return self.get("retention")
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """How far methods' scores can be trusted."""
+        return self.get("fidelity")
 
     def check(self, subject: Subject) -> None:
         """Raise AtlasError unless this study is about that subject."""

@@ -25,7 +25,6 @@ from .objectives import ObjectiveName, objective_named, prepare
 from .sums import Sums
 
 
-
 class Settings(TypedDict, total=False):
     """The arguments of `attribute` that do not change what it returns."""
 

@@ -40,13 +40,15 @@ def exact(
 ) -> Sums:
     """F(intact) - F(the neuron silenced at every token), signed as everywhere: positive where silencing makes F worse.
 
-    The definition that first-order scores approximate (Leng & Xiong, arXiv 2407.06488, Eq 4; FuxiTranyu Eq 1). Scored are `neurons`,
-    or a sample of them without replacement: `sample` of the site, or of each layer with `within="layer"`. The other neurons'
-    scores are zero and mean nothing; `origin["evaluated"]` lists those that count, and `evaluated(scores)` is the set of them.
+    The definition that first-order scores approximate (Leng & Xiong, arXiv 2407.06488, Eq 4; FuxiTranyu Eq 1). Scored are
+    `neurons`, or a sample of them without replacement: `sample` of the site, or of each layer with `within="layer"`. The other
+    neurons' scores are zero and mean nothing; `origin["evaluated"]` lists those that count, `evaluated(scores)` is their set.
 
     A forward takes many neurons at once: its rows are examples times neurons, each with its own neuron silenced. With `reuse`,
     layers below the neuron's are run once a batch and their output is used again; every such forward has rows with nothing
-    silenced to check that, and where they differ from the whole model's the whole model is run. Cost: one row of a forward, from the neuron's layer up, for each example and neuron.
+    silenced to check that, and where they differ from the whole model's the whole model is run.
+
+    Cost: one row of a forward, from the neuron's layer up, for each example and neuron.
     """
     chosen = _chosen(job.subject, site, neurons, sample=sample, within=within, seed=seed)
     reading = Reading(Method("exact", "gradient", _unused), site, "sum", job.keep_rows)

@@ -103,9 +103,7 @@ def smoothgrad(job: Job, site: Site, *, samples: int = 8, noise: float = 0.1, se
     if samples < 1 or not noise >= 0:
         raise ValueError(f"samples is {samples}, noise {noise}; expected 1 sample or more, and noise of 0 or more")
     place = embedding(job.subject)
-    return _scored(
-        job, site, "smoothgrad", partial(_noisy_batch, place=place, samples=samples, noise=noise, seed=seed)
-    )
+    return _scored(job, site, "smoothgrad", partial(_noisy_batch, place=place, samples=samples, noise=noise, seed=seed))
 
 
 def quadrature(rule: str, steps: int) -> list[tuple[float, float]]:
@@ -124,7 +122,8 @@ def quadrature(rule: str, steps: int) -> list[tuple[float, float]]:
         weights[[0, -1]] /= 2
     else:
         raise ValueError(
-            f"cannot use rule {rule!r} with {steps} steps; rules are gausslegendre, riemann_middle, riemann_trapezoid (from 2 steps)"
+            f"cannot use rule {rule!r} with {steps} steps; rules are gausslegendre, riemann_middle, riemann_trapezoid "
+            "(from 2 steps)"
         )
     return [(float(a), float(w)) for a, w in zip(places, weights, strict=True)]
 
@@ -236,7 +235,14 @@ def _along(
 
 
 def _conductance_batch(
-    job: Job, readings: Sequence[Reading], rows: Sequence[int], *, place: Site, start: Tensor, steps: int, trapezoid: bool
+    job: Job,
+    readings: Sequence[Reading],
+    rows: Sequence[int],
+    *,
+    place: Site,
+    start: Tensor,
+    steps: int,
+    trapezoid: bool,
 ) -> Run:
     run, site = begin(job, readings, rows), readings[0].site
     everything = Site("path", (*site.taps, *place.taps))  # the last one holds the embeddings

@@ -121,9 +121,7 @@ def _ffn_rule(y: Tensor, *, seen: dict[str, Tensor]) -> Tensor | None:
     return out
 
 
-def _norm_rule(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any, *, path: str
-) -> Tensor | None:
+def _norm_rule(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any, *, path: str) -> Tensor | None:
     x = args[0] if args else next(iter(kwargs.values()))
     if not torch.is_grad_enabled() or not x.requires_grad:
         return None

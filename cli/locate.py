@@ -35,7 +35,9 @@ def locate(
     data: Annotated[list[str], typer.Option("--data", help=DATA_HELP + " Repeat it to score several together.")],
     out: Annotated[Path, typer.Option("--out", help="Atlas to write; one that is there keeps its other contents.")],
     site: Annotated[str, typer.Option(help="mlp, gate, up, mlp_out, q, k, v or attn.")] = "mlp",
-    method: Annotated[str, typer.Option(help="taylor or gradient.")] = "taylor",
+    method: Annotated[
+        str, typer.Option(help="taylor, gradient, ig, conductance, smoothgrad, relp or exact.")
+    ] = "taylor",
     objective: Annotated[str, typer.Option(help="loss, loss_all, probability or logit_difference.")] = "loss",
     tokens: Annotated[str, typer.Option(help="Reduction over tokens: sum, abs, mean or max.")] = "sum",
     controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Score the control twins too.")] = False,

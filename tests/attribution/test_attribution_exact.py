@@ -166,7 +166,9 @@ def test_the_module_is_left_as_it_was_after_an_exception(
     mine = subject.model.model.layers[0].forward
     subject.model.model.layers[0].forward = mine  # as accelerate's offloading has it
     with pytest.raises(Interrupted):
-        attribute(subject, corpus, method="exact", options={"neurons": NeuronSet.from_indices(subject, indices={2: [1]})})
+        attribute(
+            subject, corpus, method="exact", options={"neurons": NeuronSet.from_indices(subject, indices={2: [1]})}
+        )
     assert subject.model.model.layers[0].__dict__["forward"] is mine
     assert "forward" not in subject.model.model.layers[1].__dict__
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in subject.model.modules()] == hooks

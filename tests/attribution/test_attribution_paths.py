@@ -150,9 +150,9 @@ def captum_ig(subject: Subject, corpus: Corpus, name: str, layers: list[list[int
                 for layer, put in zip(part, given, strict=True):
                     tap = site.taps[layer]
 
-                    def replaced(x: torch.Tensor, tap: Tap = tap, put: torch.Tensor = put) -> torch.Tensor:
-                        put = put.reshape(*x.shape[:-1], -1)
-                        return put.clone() if tap.channels is None else x.index_copy(-1, tap.channels, put)
+                    def replaced(old: torch.Tensor, tap: Tap = tap, put: torch.Tensor = put) -> torch.Tensor:
+                        put = put.reshape(*old.shape[:-1], -1)
+                        return put.clone() if tap.channels is None else old.index_copy(-1, tap.channels, put)
 
                     if tap.side == "in":
                         handles.append(tap.module.register_forward_pre_hook(lambda _m, a, r=replaced: (r(a[0]),)))
@@ -188,9 +188,7 @@ def test_joint_path_equals_captum_in_float64(make_subject: Any, corpus: Corpus, 
 
 
 @pytest.mark.parametrize(("family", "site"), [("llama", "q"), ("phi3", "gate"), ("phi3", "v"), ("falcon", "mlp_out")])
-def test_layer_by_layer_and_other_sites_equal_captum(
-    make_subject: Any, corpus: Corpus, family: str, site: str
-) -> None:
+def test_layer_by_layer_and_other_sites_equal_captum(make_subject: Any, corpus: Corpus, family: str, site: str) -> None:
     subject = make_subject(family, torch.float64)
     small = Corpus(tuple(e for i, e in enumerate(corpus) if i % 4 < 2))
     each = [[layer] for layer in range(subject.num_layers)]
@@ -313,7 +311,7 @@ def test_bad_input_is_named(make_subject: Any, curved: Subject, corpus: Corpus) 
         attribute(subject, corpus, method="ig", options={"path": "both"})
     with pytest.raises(ValueError, match="unknown baseline 'pad'; baselines of conductance are zero, mean"):
         attribute(subject, corpus, method="conductance", options={"baseline": "pad"})
-    with pytest.raises(ValueError, match="samples is 0, noise 0.1; expected 1 sample or more"):
+    with pytest.raises(ValueError, match=r"samples is 0, noise 0\.1; expected 1 sample or more"):
         attribute(subject, corpus, method="smoothgrad", options={"samples": 0})
     with pytest.raises(CorpusError, match="group 'north' has 1 example, expected at least 2"):
         attribute(subject, Corpus((*corpus.examples[:1], *corpus.examples[4:])), method="ig")
@@ -322,7 +320,7 @@ def test_bad_input_is_named(make_subject: Any, curved: Subject, corpus: Corpus) 
         attribute(subject, bare, method="conductance", objective="logit_difference")
     del Curved.get_input_embeddings
     try:
-        with pytest.raises(SiteError, match="curved .* has no input embeddings to put on a path"):
+        with pytest.raises(SiteError, match=r"curved .* has no input embeddings to put on a path"):
             attribute(curved, asked(), method="smoothgrad")
     finally:
         Curved.get_input_embeddings = lambda self: self.table  # pyright: ignore[reportAttributeAccessIssue]

@@ -229,6 +229,7 @@ def test_a_bridge_gives_the_scores_of_the_plain_model(make_subject: Any, corpus:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformer_lens.model_bridge.bridge import TransformerBridge
+
         bridge = TransformerBridge(make_subject("llama", torch.float64).model, subject.adapter, subject.tokenizer)
     other = attribute(load_model((bridge, subject.tokenizer)), corpus, method="relp")
     torch.testing.assert_close(other.signed, plain.signed, rtol=1e-5, atol=1e-7)
