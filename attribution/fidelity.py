@@ -168,8 +168,10 @@ def _random_order(shape: tuple[int, ...], seed: int) -> Int[Tensor, "group layer
     return _order(torch.rand(shape, generator=torch.Generator().manual_seed(seed)))
 
 
-def _gaps(found: Mapping[str, Scores]) -> dict[str, float]:
-    return {name: one.origin["completeness_gap"] for name, one in found.items() if "completeness_gap" in one.origin}
+def _gaps(found: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
+    """Completeness gap and change of the methods that have them."""
+    told = ("completeness_gap", "completeness_change")
+    return {name: {key: one.origin[key] for key in told} for name, one in found.items() if told[0] in one.origin}
 
 
 def _held_out(corpus: Corpus, held_out: Corpus | None, scored: Corpus) -> tuple[Corpus, bool]:

@@ -155,12 +155,13 @@ class Fidelity:
                 "method": method, "correlation": float(self.correlation[m].mean()), "low": float(low[m, -1]),
                 "high": float(high[m, -1]),
             }  # fmt: skip
-            for curve, (value, below, above) in better.items():
+            for curve in curves:
+                value, below, above = better[curve]
                 row |= {curve: float(self.area(curve)[m].mean()), f"{curve}_better": float(value[m])}
                 row |= {f"{curve}_low": float(below[m]), f"{curve}_high": float(above[m])}
             rows.append(row)
         none = dict.fromkeys([key for key in rows[0] if key != "method"], torch.nan) if rows else {}
-        areas = {curve: float(self.control_area(curve).mean()) for curve in better}
+        areas = {curve: float(self.control_area(curve).mean()) for curve in curves}
         rows.append({"method": "random", **none} | areas)
         return rows
 

@@ -43,7 +43,8 @@ def ig(job: Job, site: Site, *, steps: int = 16, rule: Rule = "gausslegendre", p
     list of layers: every layer's activations are put at a times their own value together, so that a layer's gradient is its
     direct one, past the other layers' neurons, and the scores of all layers sum to F(intact) - F(site silenced in all layers).
     `path="layer"` moves one layer at a time while the layers above react; each layer's scores sum to F(intact) - F(that layer
-    silenced). `origin["completeness_gap"]` is the mean over examples (and layers) of how far the sums are from that.
+    silenced). `origin["completeness_gap"]` is the mean over examples (and layers) of how far the sums are from that, beside
+    `origin["completeness_change"]`, the mean size of what they should sum to.
 
     Cost: `steps` forwards and backwards and 2 forwards; with `path="layer"` that for each layer. Memory: twice the site's
     activations of a batch.
@@ -61,19 +62,21 @@ def conductance(
     *,
     steps: int = 16,
     rule: ConductanceRule = "trapezoid",
-    baseline: EmbeddingBaseline = "zero",
+    baseline: EmbeddingBaseline = "mean",
 ) -> Sums:
     """Conductance: how much of the objective's change along a path of input embeddings flows through a neuron.
 
         score(t) = integral_0^1 dF/dw(t) * dw(t)/da da,     embeddings e0 + a * (e - e0)
 
-    Dhamdhere et al. 2018 (arXiv 1805.12233) Eq 3. The baseline e0 is zero (captum's default) or the `mean` row of the embedding
-    table. A step adds the gradient times the activation's change over that step: the mean of the gradients at both of its ends
+    Dhamdhere et al. 2018 (arXiv 1805.12233) Eq 3. The baseline e0 is the `mean` row of the embedding table, or `zero` (captum's
+    default; a model whose first layer is a norm has no usable gradient there, which the gap shows). A step adds the gradient times the activation's change over that step: the mean of the gradients at both of its ends
     (`rule="trapezoid"`), or that at its start (`left`, captum's LayerConductance with method riemann_trapezoid).
 
     A layer's neurons are no cut of the network (the residual stream passes them), so their scores sum to no known change.
     `origin["completeness_gap"]` is therefore that of the path itself: the mean over examples of |sum over the embeddings of
-    their own integrated gradients - (F(input) - F(baseline))|. Cost: `steps` + 1 forwards and backwards down to the embeddings.
+    their own integrated gradients - (F(input) - F(baseline))|, and `completeness_change` the mean of |F(input) - F(baseline)|.
+
+    Cost: `steps` + 1 forwards and backwards down to the embeddings.
     Memory: four times the site's activations of a batch.
     """
     _check_steps(steps)
@@ -201,7 +204,7 @@ def _ig_batch(
     with job.subject.quiet():
         with torch.no_grad(), held(site) as active:
             intact = evaluate(job, run)
-        gaps = []
+        gaps, changes = [], []
         together = [range(site.num_layers)] if path == "joint" else [[layer] for layer in range(site.num_layers)]
         for layers in together:
             part = Site(site.name, tuple(site.taps[layer] for layer in layers))
@@ -212,8 +215,11 @@ def _ig_batch(
                 contribution = active[layer].to(mean.dtype) * mean
                 _take(run, layer, contribution)
                 summed += _per_example(run, contribution)
-            gaps.append((summed - (intact - silent)).abs())
+            change = (intact - silent).double()
+            gaps.append((summed - change).abs())
+            changes.append(change.abs())
     run.extra["completeness_gap"] = torch.stack(gaps).mean(dim=0)
+    run.extra["completeness_change"] = torch.stack(changes).mean(dim=0)
     return run
 
 
@@ -267,6 +273,7 @@ def _conductance_batch(
         _take(run, layer, total[layer])
     change = (ends[-1] - ends[0]).double()
     run.extra["completeness_gap"] = (_per_example(run, total[site.num_layers]) - change).abs()
+    run.extra["completeness_change"] = change.abs()
     return run
 
 

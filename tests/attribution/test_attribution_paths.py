@@ -62,6 +62,7 @@ def test_integrated_gradients_by_hand(curved: Subject) -> None:
         scores = attribute(curved, asked(), method="ig", objective="logit_difference", options={"path": path})
         assert float(scores.signed[0, 0, 0]) == pytest.approx(18, abs=1e-12)
         assert scores.origin["completeness_gap"] == pytest.approx(0, abs=1e-12)
+        assert scores.origin["completeness_change"] == pytest.approx(18, abs=1e-12)
         assert scores.origin["options"] == {"path": path}
     assert float(attribute(curved, asked(), objective="logit_difference").signed[0, 0, 0]) == 36  # Taylor: 12 * 3
 
@@ -76,21 +77,22 @@ def test_a_coarse_path_reports_its_gap(curved: Subject) -> None:
 
 def test_conductance_by_hand(curved: Subject) -> None:
     # w = 3 a along the path, dF/dw = 4 w = 12 a: the integral of 12 a * 3 is 18; from the left with two steps 0 + 6 * 1.5 = 9
-    scores = attribute(curved, asked(), method="conductance", objective="logit_difference", options={"steps": 2})
+    scores = attribute(
+        curved, asked(), method="conductance", objective="logit_difference", options={"steps": 2, "baseline": "zero"}
+    )
     assert float(scores.signed[0, 0, 0]) == pytest.approx(18, abs=1e-12)
     assert scores.origin["completeness_gap"] == pytest.approx(0, abs=1e-12)
     left = attribute(
-        curved, asked(), method="conductance", objective="logit_difference", options={"steps": 2, "rule": "left"}
-    )
+        curved, asked(), method="conductance", objective="logit_difference",
+        options={"steps": 2, "rule": "left", "baseline": "zero"},
+    )  # fmt: skip
     assert float(left.signed[0, 0, 0]) == pytest.approx(9, abs=1e-12)
     assert left.origin["completeness_gap"] == pytest.approx(9, abs=1e-12)
 
 
 def test_conductance_from_the_mean_embedding_by_hand(curved: Subject) -> None:
     # the mean of the table is 1/64: from w = 3/64 to 3, F goes from 2 (3/64)^2 to 18
-    scores = attribute(
-        curved, asked(), method="conductance", objective="logit_difference", options={"baseline": "mean"}
-    )
+    scores = attribute(curved, asked(), method="conductance", objective="logit_difference")
     assert float(scores.signed[0, 0, 0]) == pytest.approx(18 - 2 * (3 / 64) ** 2, abs=1e-12)
 
 
@@ -221,7 +223,7 @@ def test_conductance_equals_captum_in_float64(make_subject: Any, corpus: Corpus,
                 ]
             )
         )
-    scores = attribute(subject, small, method="conductance", options={"steps": 4, "rule": "left"})
+    scores = attribute(subject, small, method="conductance", options={"steps": 4, "rule": "left", "baseline": "zero"})
     oracle = by_group(torch.stack(rows).detach(), small)
     assert oracle.abs().max() > 1e-3
     torch.testing.assert_close(scores.signed, oracle, rtol=0, atol=1e-9)
