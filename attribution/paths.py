@@ -69,8 +69,9 @@ def conductance(
         score(t) = integral_0^1 dF/dw(t) * dw(t)/da da,     embeddings e0 + a * (e - e0)
 
     Dhamdhere et al. 2018 (arXiv 1805.12233) Eq 3. The baseline e0 is the `mean` row of the embedding table, or `zero` (captum's
-    default; a model whose first layer is a norm has no usable gradient there, which the gap shows). A step adds the gradient times the activation's change over that step: the mean of the gradients at both of its ends
-    (`rule="trapezoid"`), or that at its start (`left`, captum's LayerConductance with method riemann_trapezoid).
+    default; a model whose first layer is a norm has no usable gradient there, which the gap shows). A step adds the gradient
+    times the activation's change over that step: the mean of the gradients at both of its ends (`rule="trapezoid"`), or that at
+    its start (`left`, captum's LayerConductance with method riemann_trapezoid).
 
     A layer's neurons are no cut of the network (the residual stream passes them), so their scores sum to no known change.
     `origin["completeness_gap"]` is therefore that of the path itself: the mean over examples of |sum over the embeddings of
