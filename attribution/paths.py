@@ -88,8 +88,7 @@ def conductance(
         raise ValueError(f"unknown baseline {baseline!r}; baselines of conductance are zero, mean")
     weight = place.taps[0].module.weight
     assert isinstance(weight, Tensor)
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    start = weight.detach().mean(dim=0, dtype=wide) if baseline == "mean" else weight.new_zeros(place.width)
+    start = _mean_row(weight.detach()) if baseline == "mean" else weight.new_zeros(place.width)
     run = partial(_conductance_batch, place=place, start=start, steps=steps, trapezoid=rule == "trapezoid")
     return _scored(job, site, "conductance", run)
 
@@ -162,7 +161,8 @@ def held(site: Site, put: Callable[[int, Tensor], Tensor] | None = None) -> Iter
         x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_(torch.is_grad_enabled())
         if x.requires_grad:
             x.retain_grad()
-        found[layer] = x
+        if layer not in found or not found[layer].requires_grad:  # a block may be computed again in the backward
+            found[layer] = x
         return x.clone() if tap.side == "out" else x  # some families (Falcon) add to an output in place
 
     with ExitStack() as stack:
@@ -276,6 +276,14 @@ def _conductance_batch(
     run.extra["completeness_gap"] = (_per_example(run, total[site.num_layers]) - change).abs()
     run.extra["completeness_change"] = change.abs()
     return run
+
+
+def _mean_row(table: Float[Tensor, "token width"]) -> Float[Tensor, " width"]:
+    """Mean over a table's rows; rows that are not finite stay out, so that only examples that use them are not finite."""
+    mean = table.mean(dim=0, dtype=torch.promote_types(table.dtype, torch.float32))
+    if bool(torch.isfinite(mean).all()):
+        return mean
+    return table[torch.isfinite(table).all(dim=1)].mean(dim=0, dtype=mean.dtype)
 
 
 def _gradient(x: Tensor) -> Tensor:
