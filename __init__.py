@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
     from .attribution.entropy import lape_sets as lape_sets
+    from .attribution.exact import evaluated as evaluated
+    from .attribution.fidelity import fidelity as fidelity
+    from .attribution.fidelity_result import Fidelity as Fidelity
     from .attribution.importance import Importance as Importance
     from .attribution.located import Located as Located
     from .attribution.methods import register_method as register_method
@@ -73,6 +76,7 @@ _HOME = {
     "Delta": "finetune.delta",
     "Effects": "analysis.effects",
     "Example": "corpora.examples",
+    "Fidelity": "attribution.fidelity_result",
     "Importance": "attribution.importance",
     "Located": "attribution.located",
     "NeuronSet": "neurons.sets",
@@ -93,8 +97,10 @@ _HOME = {
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
     "compare_tuning": "finetune.retention",
+    "evaluated": "attribution.exact",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
+    "fidelity": "attribution.fidelity",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
     "in_common": "attribution.selection",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attribution import importance as _importance  # noqa: F401  (its records are registered on import)
+from ..attribution.fidelity_result import Fidelity
 from ..finetune.retention import Retention
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
 from ..neurons.errors import AtlasError
@@ -22,6 +23,7 @@ MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "importance": "neuropolis locate --preset fuxitranyu",
+    "fidelity": "neuropolis fidelity",
 }  # fmt: skip
 
 
@@ -90,6 +92,11 @@ class Study:
     def retention(self) -> Retention:
         """What tuning learned of a new group and forgot of the others."""
         return self.get("retention")
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """How far methods' scores can be trusted."""
+        return self.get("fidelity")
 
     def check(self, subject: Subject) -> None:
         """Raise AtlasError unless this study is about that subject."""

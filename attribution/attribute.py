@@ -15,9 +15,10 @@ from torch import Tensor
 from ..corpora.examples import Corpus, CorpusError
 from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
+from ..neurons.sets import NeuronSet
 from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
-from . import activity, entropy  # noqa: F401  (their methods are registered on import)
+from . import activity, entropy, exact, paths, relevance  # noqa: F401  (their methods are registered on import)
 from .encoding import PaddingSide, encode_corpus
 from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
 from .memory import TooLarge
@@ -136,7 +137,7 @@ def attribute(
     job = Job(
         subject, encoded, groups, len(corpus.groups) * (1 + controls), goal, contrasts,
         max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress, recompute=recompute,
-        twins_from=len(corpus.groups),
+        twins_from=len(corpus.groups), tokens=tokens, keep_rows=keep_rows,
     )  # fmt: skip
     asked = _Asked(
         subject, corpus, scored, groups, controls, min_examples, keep_rows,
@@ -251,7 +252,7 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
             "row_items": items[own],
         }
     left_out = [asked.scored[row].id for row in (~sums.scored).nonzero().flatten().tolist()]
-    origin = asked.origin | ({"skipped": left_out} if left_out else {})
+    origin = asked.origin | sums.told() | ({"skipped": left_out} if left_out else {})
     return Scores(
         site.name, asked.subject.fingerprint, groups, values[:number], signed[:number], squares[:number], counts,
         method=method.name, objective=objective, origin=origin, **extra,
@@ -322,7 +323,8 @@ def _origin(
 ) -> dict[str, Any]:
     return {
         "corpus": corpus.name, "corpus_hash": corpus.hash, "examples": [e.id for e in corpus], "split": split,
-        "tokens": tokens, "example_reduction": "mean of |score|", "dtype": str(subject.dtype), "options": dict(options or {}),
+        "tokens": tokens, "example_reduction": "mean of |score|", "dtype": str(subject.dtype),
+        "options": {key: value.digest if isinstance(value, NeuronSet) else value for key, value in (options or {}).items()},
         "subject_name": subject.name, "tokenizer": tokenizer_fingerprint(subject.tokenizer), "versions": library_versions(),
     }  # fmt: skip
 

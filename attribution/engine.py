@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..neurons.atlas import library_versions
 from ..neurons.subject import Subject
 from .encoding import Batch, Encoded, PaddingSide, collate, forward, pad_id, plan_batches
 from .memory import Room
+from .methods import TokenReduction
 from .objectives import Contrast, Objective
 from .processes import Elsewhere, Team, join_team
 from .readings import Reading, Run, tapped, wide
@@ -37,6 +38,7 @@ class Job:
     `twins_from` on are of control twins. `contrasts` are
     those of an objective that needs choices. `max_tokens` is a batch's budget, padding included. What happens to an example
     whose objective or score is NaN or infinite is said by `on_not_finite`. `recompute` is that of `Subject.quiet`.
+    `tokens` and `keep_rows` are what was asked of methods with passes of their own.
     """
 
     subject: Subject
@@ -51,6 +53,11 @@ class Job:
     progress: Progress | None = None
     recompute: bool | None = None
     twins_from: int | None = None
+    tokens: TokenReduction = "sum"
+    keep_rows: bool = False
+
+
+RunBatch = Callable[[Job, Sequence[Reading], Sequence[int]], Run]
 
 
 class NotFinite(ValueError):
@@ -62,13 +69,17 @@ class NotFinite(ValueError):
         self.rows = tuple(rows)
 
 
-def one_pass(job: Job, readings: Sequence[Reading], *, checkpoint: Checkpoint | None = None) -> list[Sums]:
+def one_pass(
+    job: Job, readings: Sequence[Reading], *, run: RunBatch | None = None, checkpoint: Checkpoint | None = None
+) -> list[Sums]:
     """Score every example once, by every reading, and sum by group.
 
     One forward serves all readings, and one backward those that read gradients; where none does, the objective is not
     computed. Sums are at least float32, on the subject's device. A score does not depend on the example's batch mates. When
     memory runs out the batch is halved and tried again, with a warning, and later ones are no larger. Under `torchrun` or
     `accelerate launch` each process takes every n-th batch, and all of them return the sums over all.
+
+    `run` is what scores a batch, for methods that need more than one forward and backward.
 
     With a checkpoint, an interrupted pass goes on where it was last written, and ends with the same sums, bit for bit where
     the device sums in a fixed order (the CPU does) with the same number of threads.
@@ -86,7 +97,7 @@ def one_pass(job: Job, readings: Sequence[Reading], *, checkpoint: Checkpoint | 
     ]  # fmt: skip
     team = join_team()
     try:
-        _own_share(job, readings, sums, team, checkpoint)
+        _own_share(job, readings, sums, team, checkpoint, run or _run)
     except Exception as error:
         team.failed(error, what=(error.what, error.rows) if isinstance(error, NotFinite) else None)
         raise
@@ -95,12 +106,17 @@ def one_pass(job: Job, readings: Sequence[Reading], *, checkpoint: Checkpoint | 
     except Elsewhere as error:
         raise error if error.what is None else NotFinite(*error.what) from error
     for one in sums:
-        one.gather(team.add)
+        one.gather(team.add, extra=team.union(one.extra))
     return sums
 
 
 def _own_share(
-    job: Job, readings: Sequence[Reading], sums: Sequence[Sums], team: Team, checkpoint: Checkpoint | None
+    job: Job,
+    readings: Sequence[Reading],
+    sums: Sequence[Sums],
+    team: Team,
+    checkpoint: Checkpoint | None,
+    run: RunBatch,
 ) -> None:
     """This process's batches into its sums."""
     facts = _facts(job, readings)
@@ -117,7 +133,7 @@ def _own_share(
             return
         rows = own[number]
         length = len(job.encoded[rows[0]].ids) - 1
-        for part in room.fitting(rows, lambda chosen: _run(job, readings, chosen), length=length):
+        for part in room.fitting(rows, lambda chosen: run(job, readings, chosen), length=length):
             _commit(job, readings, sums, part)
         if checkpoint is not None:
             checkpoint.step(facts, sums, done=number + 1, limit=room.tokens)
@@ -151,38 +167,59 @@ def _check_skipped(job: Job, sums: Sequence[Sums], done: Sequence[Sequence[int]]
 
 def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
     """One batch through the model; where float16 overflows in the backward, again with smaller gradients."""
-    batch = collate([job.encoded[row] for row in rows], rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
     first, *smaller = HALF_EXPONENTS if job.subject.dtype == torch.float16 else (None,)
-    run = _attempt(job, readings, batch, first)
+    run = _attempt(job, readings, rows, first)
     for exponent in smaller:
         if not run.overflowed:
             break
-        run = _attempt(job, readings, batch, exponent)
+        run = _attempt(job, readings, rows, exponent)
     return run
 
 
-def _attempt(job: Job, readings: Sequence[Reading], batch: Batch, exponent: int | None) -> Run:
-    subject = job.subject
+def begin(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
+    """A batch of these examples of which nothing is read yet."""
+    encoded = [job.encoded[row] for row in rows]
+    batch = collate(encoded, rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
     sign = -1.0 if job.objective.lower_is_better else 1.0
-    run = Run(batch, readings, sign, batch.real.to(subject.device))
+    return Run(batch, readings, sign, batch.real.to(job.subject.device))
+
+
+def evaluate(job: Job, run: Run, logits: Tensor | None = None) -> Float[Tensor, " batch"]:
+    """The objective of a batch's examples; those that were finite in every forward so far are sound."""
+    logits = wide(forward(job.subject, run.batch)) if logits is None else logits
+    values = job.objective.value(logits, run.batch, job.contrasts)
+    run.values = values.detach()
+    finite = torch.isfinite(run.values)
+    run.sound = finite if run.sound is None else run.sound & finite
+    if job.on_not_finite == "stop":
+        _all_sound(run.sound, run.batch, f"objective {job.objective.name}")
+    return values
+
+
+def _attempt(job: Job, readings: Sequence[Reading], rows: Sequence[int], exponent: int | None) -> Run:
+    run = begin(job, readings, rows)
     backward = any(r.method.reads == "gradient" for r in readings)
     valued = backward or any(r.method.example is not None for r in readings)
-    if not valued:  # activations alone: the logits of one position are the fewest that models can be asked for
-        batch = replace(batch, keep=1)
-    with subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), tapped(run):
-        logits = wide(forward(subject, batch))
-        # attention carries a NaN of any token to the last one; a comparison of activations would count it as inactive
-        values = job.objective.value(logits, batch, job.contrasts) if valued else logits[:, -1].amax(dim=-1)
-        run.values = values.detach()
-        run.sound = torch.isfinite(run.values)
-        if job.on_not_finite == "stop":
-            _all_sound(run.sound, batch, f"objective {job.objective.name}" if valued else "output")
-        total = values[run.sound].sum()
+    with job.subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), tapped(run):
+        if not valued:
+            _look(job, run)
+            return run
+        logits = wide(forward(job.subject, run.batch))
+        total = evaluate(job, run, logits)[run.sound].sum()
         if backward and exponent is not None:
             _scaled_backward(run, total, logits, exponent)
         elif backward:
             total.backward()
     return run
+
+
+def _look(job: Job, run: Run) -> None:
+    """A forward for activations alone, with the logits of one position, the fewest that models can be asked for."""
+    # attention carries a NaN of any token to the last one; a comparison of activations would count it as inactive
+    values = forward(job.subject, replace(run.batch, keep=1))[:, -1].float().amax(dim=-1)
+    run.sound = torch.isfinite(values)
+    if job.on_not_finite == "stop":
+        _all_sound(run.sound, run.batch, "output")
 
 
 def _scaled_backward(run: Run, total: Tensor, logits: Tensor, exponent: int) -> None:
@@ -220,6 +257,10 @@ def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Ru
             one = sums[number].rows
             assert one is not None
             one[rows, layer] = score.float().cpu()
+    for name, numbers in run.extra.items():
+        for one in sums:
+            table = one.extra.setdefault(name, torch.zeros(len(job.encoded), dtype=torch.float64))
+            table[rows] = numbers.detach().cpu().double()[kept]
     for one in sums:
         one.counts.index_add_(0, groups, torch.ones_like(groups))
         one.tokens.index_add_(0, groups, real)
@@ -228,6 +269,8 @@ def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Ru
 
 def _weigh(job: Job, readings: Sequence[Reading], run: Run) -> None:
     """Every example's score as its method wants it, given the objective's value and whether it is a control twin."""
+    if all(reading.method.example is None for reading in readings):
+        return
     assert run.values is not None
     first = job.num_groups if job.twins_from is None else job.twins_from
     twin = (job.groups[run.batch.rows] >= first).to(run.values.device)

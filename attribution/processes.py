@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -83,6 +83,10 @@ class Team:
             here = tensor.cpu().contiguous()
             distributed.all_reduce(here, group=self._group)
             tensor.copy_(here)
+
+    def union(self, names: Iterable[str]) -> list[str]:
+        """The names that any process has."""
+        return sorted({name for told in self._told(sorted(names)) for name in told})
 
     def _told(self, thing: Any) -> list[Any]:
         told: list[Any] = [thing] * self.size

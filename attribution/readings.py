@@ -35,7 +35,10 @@ class Reading:
 
 @dataclass(eq=False)
 class Run:
-    """One batch under way: what its taps have read so far, by reading and layer."""
+    """One batch under way: what its taps have read so far, by reading and layer.
+
+    `extra` holds further numbers of each example, by name.
+    """
 
     batch: Batch
     readings: Sequence[Reading]
@@ -45,6 +48,7 @@ class Run:
     sound: Bool[Tensor, " batch"] | None = None
     values: Float[Tensor, " batch"] | None = None
     scale: Float[Tensor, " batch"] | None = None
+    extra: dict[str, Float[Tensor, " batch"]] = field(default_factory=dict)
 
     @property
     def overflowed(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +18,8 @@ class Sums:
     """Sums over a group's examples: of |score|, of the signed score, of its square [group, layer, neuron].
 
     `counts` and `tokens` [group] say over how many examples and real tokens, `scored` [example] which examples are in.
-    `rows` [example, layer, neuron] holds every example's score where they were asked for.
+    `rows` [example, layer, neuron] holds every example's score where they were asked for. `extra` is what a method has to tell
+    beside its scores, for the scores' origin; a tensor [example] becomes its mean over the examples that are in.
     """
 
     absolute: Float[Tensor, "group layer neuron"]
@@ -27,6 +29,14 @@ class Sums:
     tokens: Int[Tensor, " group"]
     scored: Bool[Tensor, " example"]
     rows: Float[Tensor, "example layer neuron"] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """`extra` as plain values."""
+        return {
+            name: float(value[self.scored].mean()) if isinstance(value, Tensor) else value
+            for name, value in self.extra.items()
+        }
 
     def add(self, layer: int, groups: Int[Tensor, " batch"], score: Float[Tensor, "batch neuron"]) -> None:
         """Take one layer's scores of a batch in."""
@@ -35,8 +45,11 @@ class Sums:
         self.absolute[:, layer].index_add_(0, groups, score.abs())
         self.squares[:, layer].index_add_(0, groups, score.square())
 
-    def gather(self, add: Callable[[Tensor], None]) -> None:
-        """Take in what other processes have summed; `add` makes a tensor the sum over processes, in place."""
+    def gather(self, add: Callable[[Tensor], None], *, extra: Iterable[str] = ()) -> None:
+        """Take in what other processes have summed; `add` makes a tensor the sum over processes, in place.
+
+        `extra` names the tensors [example] that any process has to tell.
+        """
         if self.rows is not None:
             self.rows[~self.scored] = 0
         scored = self.scored.int()
@@ -44,6 +57,8 @@ class Sums:
         self.scored.copy_(scored > 0)
         for tensor in (self.absolute, self.signed, self.squares, self.counts, self.tokens):
             add(tensor)
+        for name in extra:
+            add(self.extra.setdefault(name, torch.zeros(len(self.scored), dtype=torch.float64)))
         if self.rows is not None:
             add(self.rows)
             self.rows[~self.scored] = torch.nan
