@@ -67,10 +67,10 @@ def steps(way: str, shape: Shape, threads: int) -> Iterator[dict[str, float]]:
     model: Any = transformers.LlamaForCausalLM(config).eval()
     size = sum(parameter.numel() for parameter in model.parameters())
     ids = torch.randint(shape.vocabulary, (shape.batch, shape.tokens))
+    before = resident()
     with _opened(way, model, shape) as opened:
         # foreach would gather every gradient at once and count its own temporaries
         optimizer = torch.optim.AdamW(opened.trained, lr=1e-4, foreach=False) if opened.trained else None
-        before = resident()
         while True:
             cpu, wall = time.process_time(), time.perf_counter()
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
