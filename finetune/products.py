@@ -1,4 +1,4 @@
-"""Linear maps that keep their forward and whose backward computes what a slice needs, and nothing else."""
+"""Linear maps whose backward computes what a slice needs and nothing else, and the matrix products that they run on."""
 
 from __future__ import annotations
 
@@ -30,15 +30,20 @@ class TrainedProjection:
         self.held = held
         self.module = part.module
         self.original: Forward = part.module.forward
+        self.is_plain = is_plain(part.module)
 
     def __call__(self, x: Tensor) -> Tensor:
         for entry, master in self.held:
             entry.write(master.detach())
+        if not torch.is_grad_enabled():
+            return self.original(x)
         return _SliceProduct.apply(x, self, *(master for _, master in self.held))  # pyright: ignore[reportReturnType]
 
 
 class FrozenProjection:
-    """The forward of a projection of which nothing is trained: the gradient of its input by `input_gradient`."""
+    """The forward of a plain projection of which nothing is trained."""
+
+    is_plain = True
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -46,7 +51,7 @@ class FrozenProjection:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight: Any = self.module.weight
-        if weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
+        if weight.requires_grad or not torch.is_grad_enabled():
             return self.original(x)
         return _FrozenProduct.apply(x, self)  # pyright: ignore[reportReturnType]
 
@@ -66,7 +71,7 @@ class _SliceProduct(torch.autograd.Function):
         ctx.has_bias = bias is not None
         ctx.dtype = weight.dtype
         ctx.save_for_backward(x if part.columns is None else x.index_select(-1, part.columns))
-        return projection.original(x)
+        return _training_output(x, projection)
 
     @staticmethod
     @once_differentiable
@@ -90,29 +95,42 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, projection: FrozenProjection) -> Tensor:
         ctx.module = projection.module
         ctx.dtype = x.dtype
-        return projection.original(x)
+        return _training_output(x, projection)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight = ctx.module.weight.detach()
-        return input_gradient(grads[0], weight.t() if is_transposed(ctx.module) else weight).to(ctx.dtype), None
+        return input_gradient(grads[0], weight_of(ctx.module)).to(ctx.dtype), None
+
+
+def _training_output(x: Tensor, projection: Projection) -> Tensor:
+    """What the module gives; a plain module's by oneDNN where that pays."""
+    if projection.is_plain and not torch.is_autocast_enabled(x.device.type):
+        weight = weight_of(projection.module)
+        if _kernel_pays(x, weight):
+            bias: Any = projection.module.bias
+            return _kernel(x, weight, None if bias is None else bias.detach())
+    return projection.original(x)
 
 
 def input_gradient(grad: Float[Tensor, "*token out"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*token in"]:
-    """`grad @ weight` in the gradient's dtype.
-
-    Large float32 products on a CPU go to oneDNN, to which torch gives bfloat16 alone; `torch.backends.mkldnn.flags`
-    switches that off. On an AMD EPYC it takes half of MKL's time.
-    """
+    """`grad @ weight` in the gradient's dtype."""
     weight = weight.to(grad.dtype)
-    if kernel_serves(weight) and grad.numel() * weight.shape[1] >= _WORTH_A_KERNEL:
-        return torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, "none", [], "")
-    return grad @ weight
+    return _kernel(grad, weight.t()) if _kernel_pays(grad, weight.t()) else grad @ weight
+
+
+def weight_of(module: nn.Module) -> Float[Tensor, "out in"]:
+    """A projection's weight, however the module stores it, off any autograd tape."""
+    weight: Any = module.weight
+    return weight.detach().t() if is_transposed(module) else weight.detach()
 
 
 def kernel_serves(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies with weights of this dtype on this device."""
+    """Whether oneDNN is there for weights of this dtype on this device.
+
+    For float32 on a CPU torch calls MKL, which on AMD processors takes twice oneDNN's time. The last bits of the two
+    differ. `torch.backends.mkldnn.flags(enabled=False)` keeps to what torch would call.
+    """
     return (
         weight.dtype == torch.float32
         and weight.device.type == "cpu"
@@ -121,19 +139,36 @@ def kernel_serves(weight: Tensor) -> bool:
     )
 
 
+def _kernel_pays(x: Tensor, weight: Tensor) -> bool:
+    """Small products are not worth the millisecond in which oneDNN prepares for a new number of tokens."""
+    return x.dtype == weight.dtype and kernel_serves(weight) and x.numel() * weight.shape[0] >= _WORTH_A_KERNEL
+
+
+def _kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 def frozen_projections(model: nn.Module, parts: Sequence[SlicePart]) -> list[FrozenProjection]:
-    """The plain linear maps outside of the parts for which `input_gradient` has a kernel of its own."""
+    """The plain projections outside of the parts for which there is a kernel."""
     trained = {id(part.module) for part in parts}
     return [
         FrozenProjection(module)
         for module in model.modules()
-        if (type(module) is nn.Linear or is_transposed(module))
-        and id(module) not in trained
-        and isinstance(module.weight, nn.Parameter)
-        and kernel_serves(module.weight)
-        # somebody else's forward need not be a product with the weight, and an offloaded weight is not there later
-        and "forward" not in module.__dict__
+        if id(module) not in trained and is_plain(module) and kernel_serves(weight_of(module))
     ]
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a Linear or a Conv1D that computes with its weight and does nothing else.
+
+    A forward that somebody put on the instance may do anything, and the weight of an offloaded module comes and goes.
+    """
+    return (
+        (type(module) is nn.Linear or is_transposed(module))
+        and isinstance(module.weight, nn.Parameter)
+        and "forward" not in module.__dict__
+    )
 
 
 @contextmanager
