@@ -50,8 +50,8 @@ class FrozenProjection:
         self.original: Forward = module.forward
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight: Any = self.module.weight
-        if weight.requires_grad or not torch.is_grad_enabled():
+        thawed = any(parameter.requires_grad for parameter in self.module.parameters())
+        if thawed or not torch.is_grad_enabled():
             return self.original(x)
         return _FrozenProduct.apply(x, self)  # pyright: ignore[reportReturnType]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
+from .activations import recomputed_activations
 from .errors import TuneError
 from .products import Projection, TrainedProjection, frozen_projections, installed
 from .slices import Entry, slice_entries, slice_parts, whole_entries
@@ -69,6 +70,7 @@ def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]
         ]
         for projection in [*projections, *frozen_projections(subject.model, parts)]:
             stack.enter_context(installed(projection))
+        stack.enter_context(recomputed_activations(subject.model))
         yield Trainable(entries, masters, base)
 
 
