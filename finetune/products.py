@@ -129,7 +129,7 @@ def kernel_serves(weight: Tensor) -> bool:
     """Whether oneDNN is there for weights of this dtype on this device.
 
     For float32 on a CPU torch calls MKL, which on AMD processors takes twice oneDNN's time. The last bits of the two
-    differ. `torch.backends.mkldnn.flags(enabled=False)` keeps to what torch would call.
+    differ. `torch.backends.mkldnn.enabled = False` keeps to what torch would call.
     """
     return (
         weight.dtype == torch.float32
