@@ -1,11 +1,18 @@
-"""Step time and peak memory of neuron-only training beside the usual ways, on one Llama shape.
+"""Step time and peak memory of neuron-only training beside the usual ways, on a Llama of 110 million parameters.
 
-Every way runs the same number of steps in a process of its own (forked, so that libraries are read once), the ways in
-turn and the turns repeated; printed are medians, and ratios to the slice. Time is processor time on one thread, which
-other work on the machine moves less than the clock on the wall. Peak memory is the growth of the process's
-resident set above the loaded model.
+Every way lives in a process of its own (forked, so that libraries are read once) and the ways take one step each in
+turn, so that other work on the machine falls on all of them. All compute the same loss of the same logits,
+`model(input_ids=, labels=)`, in float32, with AdamW. Printed are medians over the rounds of the processor's and the
+wall's seconds, medians of the ratios within a round, and memory: the peak of the resident set of the
+whole process and its growth above the loaded model. `state` is what the optimizer holds.
 
-    python benchmarks/slice_training.py
+- slice: `trainable_slice`, 5 % of the FFN neurons, rows of gate and up and columns of down
+- lora: PEFT's LoRA on gate, up and down, at the rank whose trained numbers come nearest to the slice's
+- masked full: the FFN's whole matrices in the optimizer, their gradients zeroed outside of the slice
+- full: every parameter
+- floor: nothing is trained, the backward goes through frozen weights down to the embeddings
+
+    python benchmarks/slice_training.py --threads 2
 """
 
 from __future__ import annotations
@@ -15,83 +22,103 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from processes import in_own_process, peak, resident
+from processes import Turns, peak, resident, taking_turns
 
-WAYS = ("slice", "full", "masked full", "lora")
+WAYS = ("slice", "lora", "masked full", "full", "floor")
 Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Shape:
-    hidden: int = 512
-    layers: int = 8
-    ffn: int = 1408
-    vocabulary: int = 8192
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn: int = 2048
+    vocabulary: int = 32000
+    tied: bool = True
     batch: int = 8
     tokens: int = 128
     share: float = 0.05
 
 
-def measure(way: str, shape: Shape, steps: int) -> dict[str, float]:
-    """Processor seconds of a step (median, after one to warm up), MiB of peak above the model, trained numbers."""
+@dataclass(frozen=True)
+class Way:
+    """What a way's optimizer holds and what it does between the backward and the optimizer's step."""
+
+    trained: list[Any]
+    after_backward: Step = lambda: None
+
+
+def steps(way: str, shape: Shape, threads: int) -> Iterator[dict[str, float]]:
+    """One training step for every figure that is asked for."""
     import torch
     import transformers
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers, num_attention_heads=8,
-        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, vocab_size=shape.vocabulary, tie_word_embeddings=shape.tied,
     )  # fmt: skip
     model: Any = transformers.LlamaForCausalLM(config).eval()
+    size = sum(parameter.numel() for parameter in model.parameters())
     ids = torch.randint(shape.vocabulary, (shape.batch, shape.tokens))
-    with _opened(way, model, shape) as (trained, after_backward):
+    before = resident()
+    with _opened(way, model, shape) as opened:
         # foreach would gather every gradient at once and count its own temporaries
-        optimizer = torch.optim.AdamW(trained, lr=1e-4, foreach=False)
-        ready = resident()
-        seconds = []
-        for _ in range(steps + 1):
-            start = time.process_time()
+        optimizer = torch.optim.AdamW(opened.trained, lr=1e-4, foreach=False) if opened.trained else None
+        while True:
+            cpu, wall = time.process_time(), time.perf_counter()
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-            after_backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seconds.append(time.process_time() - start)
-        count = sum(parameter.numel() for parameter in trained)
-    return {"seconds": statistics.median(seconds[1:]), "mebibytes": peak() - ready, "trained": count}
+            opened.after_backward()
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad()
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            held = optimizer.state.values() if optimizer is not None else ()
+            state = sum(tensor.nbytes for of_one in held for tensor in of_one.values()) / 2**20
+            trained = sum(parameter.numel() for parameter in opened.trained)
+            yield {
+                "cpu": cpu, "wall": wall, "peak": peak(), "growth": peak() - before, "state": state,
+                "trained": trained, "size": size,
+            }  # fmt: skip
 
 
 @contextmanager
-def _opened(way: str, model: Any, shape: Shape) -> Iterator[tuple[list[Any], Step]]:
-    """The model made ready for a way of training: what its optimizer holds, and what it does after the backward."""
+def _opened(way: str, model: Any, shape: Shape) -> Iterator[Way]:
+    """The model made ready for a way of training."""
     import torch
     from neuropolis.finetune.trainable import trainable_slice
     from neuropolis.neurons.sets import NeuronSet
     from neuropolis.neurons.subject import load_model
     from transformers import PreTrainedTokenizerFast
 
-    subject = load_model((model, PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)))
     generator = torch.Generator().manual_seed(0)
     per_layer = round(shape.share * shape.ffn)
     chosen = {layer: torch.randperm(shape.ffn, generator=generator)[:per_layer] for layer in range(shape.layers)}
-    neurons = NeuronSet.from_indices(subject, indices={layer: index.tolist() for layer, index in chosen.items()})
-    if way == "slice":
-        with trainable_slice(subject, neurons) as trainable:
-            yield list(trainable.masters), lambda: None
-    elif way == "full":
-        yield list(model.parameters()), lambda: None
-    elif way == "masked full":
-        yield _masked(model, chosen)
-    else:
-        yield _lora(model, 3 * per_layer * shape.hidden * shape.layers, shape), lambda: None
+    with ExitStack() as stack:
+        if way == "slice":
+            subject = load_model((model, PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast)))
+            indices = {layer: index.tolist() for layer, index in chosen.items()}
+            neurons = NeuronSet.from_indices(subject, indices=indices)
+            yield Way(list(stack.enter_context(trainable_slice(subject, neurons)).masters))
+        elif way == "lora":
+            yield Way(_lora(model, 3 * per_layer * shape.hidden * shape.layers, shape))
+        elif way == "masked full":
+            yield _masked(model, chosen)
+        elif way == "full":
+            yield Way(list(model.parameters()))
+        else:
+            model.requires_grad_(False)
+            model.enable_input_require_grads()
+            yield Way([])
 
 
-def _masked(model: Any, chosen: dict[int, Any]) -> tuple[list[Any], Step]:
-    """Whole FFN matrices in the optimizer, their gradients zeroed outside of the rows and columns."""
+def _masked(model: Any, chosen: dict[int, Any]) -> Way:
     import torch
 
     model.requires_grad_(False)
@@ -110,11 +137,10 @@ def _masked(model: Any, chosen: dict[int, Any]) -> tuple[list[Any], Step]:
         for weight, kept in masks.items():
             weight.grad.mul_(kept)
 
-    return list(masks), mask
+    return Way(list(masks), mask)
 
 
 def _lora(model: Any, budget: int, shape: Shape) -> list[Any]:
-    """PEFT's LoRA on the FFN's three projections, at the rank whose trained numbers come nearest to the slice's."""
     from peft import LoraConfig, get_peft_model
 
     of_one_rank = 3 * shape.layers * (shape.hidden + shape.ffn)
@@ -125,27 +151,42 @@ def _lora(model: Any, budget: int, shape: Shape) -> list[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed in each run")
-    parser.add_argument("--repeats", type=int, default=2, help="turns")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds that are timed, after one to warm up")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     arguments = parser.parse_args()
     shape = Shape()
     importlib.import_module("peft")
     importlib.import_module("transformer_lens.factories.architecture_adapter_factory")
-    print(f"Llama shape: {asdict(shape)}, AdamW, float32, one thread, {arguments.repeats} x {arguments.steps} steps")
-    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for _ in range(arguments.repeats):
-        for way in WAYS:
-            runs[way].append(in_own_process(measure, way, shape, arguments.steps))
-    found = {
-        way: {key: statistics.median(run[key] for run in of_way) for key in of_way[0]} for way, of_way in runs.items()
-    }
-    base = found["slice"]
-    print(f"{'way':<12} {'trained':>11} {'cpu s/step':>10} {'ratio':>6} {'MiB above model':>16} {'ratio':>6}")
-    for way, one in found.items():
-        print(
-            f"{way:<12} {one['trained']:>11,.0f} {one['seconds']:>10.3f} {one['seconds'] / base['seconds']:>6.2f} "
-            f"{one['mebibytes']:>16.0f} {one['mebibytes'] / base['mebibytes']:>6.2f}"
-        )
+    with taking_turns({way: lambda way=way: steps(way, shape, arguments.threads) for way in arguments.ways}) as turns:
+        rounds = _rounds(turns, arguments.rounds)
+    size = rounds[0][arguments.ways[0]]["size"]
+    print(f"Llama shape, {size / 1e6:.1f} M parameters: {asdict(shape)}")
+    print(f"AdamW, float32, {arguments.threads} thread(s), {arguments.rounds} rounds")
+    _table(rounds)
+
+
+def _rounds(turns: Turns, count: int) -> list[dict[str, dict[str, float]]]:
+    turns()
+    return [turns() for _ in range(count)]
+
+
+def _table(rounds: list[dict[str, dict[str, float]]]) -> None:
+    head = ("trained", "cpu s", "slice/it", "wall s", "slice/it", "peak MiB", "slice/it", "above", "slice/it", "state")
+    print(f"{'way':<12}" + "".join(f"{name:>12}" for name in head))
+    base = next(iter(rounds[0]))
+    for way in rounds[0]:
+
+        def median(key: str, way: str = way) -> float:
+            return statistics.median(one[way][key] for one in rounds)
+
+        def ratio(key: str, way: str = way) -> float:
+            return statistics.median(one[base][key] / one[way][key] for one in rounds)
+
+        cells = [f"{median('trained'):>12,.0f}"]
+        for key, digits in (("cpu", 3), ("wall", 3), ("peak", 0), ("growth", 0)):
+            cells += [f"{median(key):>12.{digits}f}", f"{ratio(key):>12.2f}"]
+        print(f"{way:<12}" + "".join(cells) + f"{median('state'):>12.1f}")
 
 
 if __name__ == "__main__":

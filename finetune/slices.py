@@ -170,6 +170,11 @@ def _plain(tap: Tap) -> Any:
         raise SiteError(f"{tap.path} is a {type(tap.module).__name__}; a slice needs a Linear or a Conv1D")
     if not weight.dtype.is_floating_point:
         raise SiteError(f"{tap.path} is quantised ({weight.dtype}); load the model in a floating-point dtype")
+    if type(weight.data) is not Tensor:
+        raise SiteError(
+            f"the weight of {tap.path} is a {type(weight.data).__name__}; a slice writes into plain tensors: load the "
+            "model without quantisation and without sharding"
+        )
     if weight.is_meta:
         raise SiteError(f"{tap.path} is offloaded; load the model without offloading, a slice needs its weights")
     return tap.module

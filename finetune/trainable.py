@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
+from .activations import recomputed_activations
 from .errors import TuneError
-from .slices import Entry, SlicePart, slice_entries, slice_parts, whole_entries
+from .products import Projection, TrainedProjection, frozen_projections, installed
+from .slices import Entry, slice_entries, slice_parts, whole_entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +65,12 @@ def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]
     by_key = dict(zip((entry.key for entry in entries), masters, strict=True))
     with subject.quiet(), ExitStack() as stack:
         stack.callback(_restore, entries, base)
-        for part in parts:
-            held = [(entry, by_key[entry.key]) for entry in part.entries()]
-            stack.enter_context(_installed(_Projection(part, held)))
+        projections: list[Projection] = [
+            TrainedProjection(part, [(entry, by_key[entry.key]) for entry in part.entries()]) for part in parts
+        ]
+        for projection in [*projections, *frozen_projections(subject.model, parts)]:
+            stack.enter_context(installed(projection))
+        stack.enter_context(recomputed_activations(subject.model))
         yield Trainable(entries, masters, base)
 
 
@@ -100,62 +103,6 @@ def trainable_full(subject: Subject) -> Iterator[Trainable]:
             for name, parameter in parameters.items():
                 parameter.requires_grad_(False)
                 parameter.grad = grads[name]
-
-
-class _Projection:
-    """The forward of one touched projection."""
-
-    def __init__(self, part: SlicePart, held: list[tuple[Entry, nn.Parameter]]) -> None:
-        self.part = part
-        self.held = held
-        self.original: Callable[[Tensor], Tensor] = part.module.forward
-
-    def __call__(self, x: Tensor) -> Tensor:
-        # Written at every forward and not after a step: a fused optimizer does not say that it changed a parameter.
-        _write(self.held)
-        return _SliceProduct.apply(x, self, *(master for _, master in self.held))  # pyright: ignore[reportReturnType]
-
-
-class _SliceProduct(torch.autograd.Function):
-    """A projection whose weight gradient exists for its part alone."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, projection: _Projection, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        part = projection.part
-        ctx.part = part
-        ctx.has_bias = bias is not None
-        ctx.dtype = weight.dtype
-        ctx.save_for_backward(x if part.columns is None else x.index_select(-1, part.columns))
-        return projection.original(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad,) = grads
-        (x,) = ctx.saved_tensors
-        part: SlicePart = ctx.part
-        dx = grad @ part.weight if ctx.needs_input_grad[0] else None
-        rows = grad if part.rows is None else grad.index_select(-1, part.rows)
-        rows = rows.reshape(-1, rows.shape[-1])
-        dweight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(ctx.dtype)
-        if not ctx.has_bias:
-            return dx, None, dweight
-        return dx, None, dweight, rows.sum(dim=0, dtype=ctx.dtype)
-
-
-@contextmanager
-def _installed(projection: _Projection) -> Iterator[None]:
-    """`projection` as the forward of its module; a forward that somebody else put on the instance comes back."""
-    own = projection.part.module.__dict__
-    before = own.get("forward")
-    own["forward"] = projection
-    try:
-        yield
-    finally:
-        if before is None:
-            del own["forward"]
-        else:
-            own["forward"] = before
 
 
 def _master(values: Tensor) -> Tensor:

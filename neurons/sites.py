@@ -232,7 +232,10 @@ def _fused(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap | None:
     except (AttributeError, ValueError, KeyError, IndexError):
         return None
     if owner is not unwrapped(owner):  # a bridge runs split copies in the fused projection's place
-        copied = unwrapped(getattr(owner, {"up": "in"}.get(name, name)))
+        try:
+            copied = unwrapped(getattr(owner, {"up": "in"}.get(name, name)))
+        except AttributeError:  # as for the gate of an FFN without one
+            return None
         return Tap(copied, f"{owner_path}.{name}", "out", projection_widths(copied, owner_path)[1])
     if room == "attn":
         split = getattr(bridge, "split_qkv_matrix", None)

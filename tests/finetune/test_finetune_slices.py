@@ -92,6 +92,19 @@ def test_integer_weights_are_refused() -> None:
         slice_parts(subject, neurons)
 
 
+class Packed(torch.Tensor):
+    """Stands for the tensor subclasses of quantisation libraries, which tell a floating-point dtype."""
+
+
+def test_weights_that_are_no_plain_tensors_are_refused() -> None:
+    subject = build("llama")
+    neurons = some(subject)
+    up = subject.model.model.layers[0].mlp.up_proj
+    up.weight = torch.nn.Parameter(up.weight.data.as_subclass(Packed), requires_grad=False)
+    with pytest.raises(SiteError, match="up_proj is a Packed; a slice writes into plain tensors"):
+        slice_parts(subject, neurons)
+
+
 def test_shared_weight_is_refused() -> None:
     subject = build("llama")
     layers = subject.model.model.layers

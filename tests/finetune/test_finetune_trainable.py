@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from neuropolis.finetune.trainable import trainable_full, trainable_slice
 from neuropolis.finetune.training import answer_loss
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.sites import is_transposed
-from neuropolis.neurons.subject import Subject
+from neuropolis.neurons.subject import Subject, load_model
 from torch import Tensor
 
 SITES = ("mlp", "gate", "up", "mlp_out", "q", "k", "v", "attn", "attn_out")
@@ -229,3 +230,102 @@ def test_empty_set_is_refused() -> None:
         trainable_slice(subject, NeuronSet.from_indices(subject, indices={})),
     ):
         pass
+
+
+def adamw(masters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(masters, lr=0.05, weight_decay=0.5)
+
+
+def momentum(masters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(masters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("site", ["mlp", "mlp_out", "q", "k", "v", "attn"])
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "mixed"),
+    [(adamw, torch.float32, False), (momentum, torch.bfloat16, False), (adamw, torch.float32, True)],
+    ids=["adamw", "momentum bf16", "adamw autocast"],
+)
+def test_only_the_slice_changes(
+    family: str, site: str, optimizer: Any, dtype: torch.dtype, mixed: bool, corpus: Corpus
+) -> None:
+    """Under weight decay, momentum, clipping and mixed precision; every entry of the slice changes."""
+    subject = build(family, dtype)
+    neurons = some(subject, site)
+    before = state(subject)
+    with trainable_slice(subject, neurons) as trainable:
+        running = optimizer(trainable.masters)
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                loss = answer_loss(subject, one_batch(subject, corpus))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trainable.masters, 0.5)
+            running.step()
+            running.zero_grad()
+        subject.model(torch.arange(3, 11)[None])
+        trained = state(subject)
+        values, parts = trainable.values(), slice_parts(subject, neurons)
+    inside = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in before.items()}
+    for part in parts:
+        mask = inside[f"{part.path}.weight"]
+        mask = mask.T if is_transposed(part.module) else mask
+        if part.columns is not None:
+            mask[:, part.columns] = True
+        else:
+            mask[part.rows] = True
+            if part.bias is not None:
+                inside[f"{part.path}.bias"][part.rows] = True
+    assert sum(int(mask.sum()) for mask in inside.values()) == sum(tensor.numel() for tensor in values.values())
+    for name, mask in inside.items():
+        assert same_bits({"": trained[name][~mask]}, {"": before[name][~mask]})
+        assert bool((trained[name][mask] != before[name][mask]).float().mean() > 0.9) or not mask.any()
+
+
+def test_gradients_under_autocast_are_those_of_the_full_weights(corpus: Corpus) -> None:
+    subject, reference = build("llama"), build("llama")
+    neurons = some(subject)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = full_gradients(reference, corpus, slice_parts(reference, neurons))
+    with trainable_slice(subject, neurons) as trainable:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = answer_loss(subject, one_batch(subject, corpus))
+        loss.backward()
+        for entry, master in zip(trainable.entries, trainable.masters, strict=True):
+            assert master.grad is not None
+            assert master.grad.dtype == torch.float32
+            wanted = expected[entry.key]
+            assert (master.grad - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.filterwarnings("ignore")  # TransformerLens's own
+@pytest.mark.parametrize(("family", "site"), [("llama", "mlp"), ("gpt2", "mlp"), ("llama", "q"), ("neox", "attn")])
+def test_a_bridge_trains_as_the_model_that_it_wraps(family: str, site: str, corpus: Corpus, tmp_path: Path) -> None:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from transformers import AutoTokenizer
+
+    plain, inner = build(family, torch.float64), build(family, torch.float64)
+    inner.tokenizer.save_pretrained(tmp_path)
+    model = inner.model
+    bridge = build_bridge_from_module(
+        model, type(model).__name__, hf_config=model.config, tokenizer=AutoTokenizer.from_pretrained(tmp_path)
+    )
+    wrapped = load_model((bridge, inner.tokenizer))
+    found = []
+    for subject in (plain, wrapped):
+        before = state(subject)
+        with trainable_slice(subject, some(plain, site)) as trainable:
+            running = torch.optim.AdamW(trainable.masters, lr=0.01)
+            for _ in range(2):
+                answer_loss(subject, one_batch(subject, corpus)).backward()
+                running.step()
+                running.zero_grad()
+            found.append(
+                [(base, value) for base, value in zip(trainable.base, trainable.values().values(), strict=True)]
+            )
+        assert same_bits(state(subject), before)
+    assert len(found[0]) == len(found[1])
+    for (base, value), (base_there, value_there) in zip(*found, strict=True):
+        assert torch.equal(base, base_there)
+        torch.testing.assert_close(value, value_there, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(value, base)
