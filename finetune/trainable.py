@@ -134,7 +134,8 @@ class _SliceProduct(torch.autograd.Function):
         (grad,) = grads
         (x,) = ctx.saved_tensors
         part: SlicePart = ctx.part
-        dx = grad @ part.weight if ctx.needs_input_grad[0] else None
+        x = x.to(grad.dtype)  # under autocast the output is narrower than what came in and than the weight
+        dx = grad @ part.weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
         rows = grad if part.rows is None else grad.index_select(-1, part.rows)
         rows = rows.reshape(-1, rows.shape[-1])
         dweight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(ctx.dtype)
