@@ -38,24 +38,7 @@ def stack_deltas(subject: Subject, deltas: Sequence[Delta], *, overlap: Overlap 
     _check_overlap(deltas, overlap)
     entries = _entries(subject, union)
     base = {entry.key: entry.read().cpu() for entry in entries}
-    values = {key: tensor.clone() for key, tensor in base.items()}
-    places = {entry.key: entry for entry in entries}
-    changes = {key: torch.zeros(tensor.shape, dtype=torch.float64) for key, tensor in base.items()}
-    counts = {key: torch.zeros(tensor.shape[entry.dim]) for (key, tensor), entry in zip(base.items(), entries, strict=True)}
-    for delta in deltas:
-        for own in _entries(subject, delta.neurons):
-            dim, where = own.dim, _positions(own, places[own.key])
-            values[own.key].index_copy_(dim, where, delta.values[own.key])
-            if overlap == "sum":
-                change = delta.values[own.key].double() - delta.base[own.key].double()
-                changes[own.key].index_add_(dim, where, change)
-                counts[own.key].index_add_(0, where, torch.ones(len(where)))
-    if overlap == "sum":
-        for key, count in counts.items():
-            shared = (count > 1).nonzero().flatten()
-            summed = base[key].double() + changes[key]
-            dim = places[key].dim
-            values[key].index_copy_(dim, shared, summed.index_select(dim, shared).to(values[key].dtype))
+    values = {entry.key: _stacked(entry, base[entry.key], _of(subject, entry, deltas), overlap) for entry in entries}
     origin = {"made": "stack_deltas", "overlap": overlap, "of": [dict(delta.origin) for delta in deltas]}
     return Delta(subject.fingerprint, union, _finite(values), base, (), origin)
 
@@ -112,11 +95,31 @@ def _entries(subject: Subject, neurons: NeuronSet | None) -> tuple[Entry, ...]:
     return whole_entries(subject) if neurons is None else slice_entries(parts_of(subject, neurons))
 
 
-def _positions(own: Entry, of: Entry) -> Tensor:
-    """Where a delta's own channels stand among those of the union."""
-    if own.index is None or of.index is None:
-        return torch.arange(own.tensor.shape[own.dim])
-    return torch.searchsorted(of.index.cpu(), own.index.cpu())
+def _of(subject: Subject, entry: Entry, deltas: Sequence[Delta]) -> list[tuple[Tensor | None, Delta]]:
+    """The deltas that hold numbers of an entry, each with where its channels stand in it; None where it holds all."""
+    found: list[tuple[Tensor | None, Delta]] = []
+    for delta in deltas:
+        for own in _entries(subject, delta.neurons):
+            if own.key == entry.key:
+                whole = own.index is None or entry.index is None
+                found.append((None if whole else torch.searchsorted(entry.index.cpu(), own.index.cpu()), delta))  # pyright: ignore[reportOptionalMemberAccess]
+    return found
+
+
+def _stacked(entry: Entry, base: Tensor, found: Sequence[tuple[Tensor | None, Delta]], overlap: Overlap) -> Tensor:
+    """An entry's new numbers. Only those that several deltas hold are computed; all others are copied."""
+    values = base.clone()
+    changes = torch.zeros(base.shape, dtype=torch.float64)
+    holders = torch.zeros(base.shape, dtype=torch.int32)
+    for where, delta in found:
+        own, old = delta.values[entry.key], delta.base[entry.key].double()
+        place: tuple[slice | Tensor, ...] = (...,) if where is None else (*[slice(None)] * entry.dim, where)  # pyright: ignore[reportAssignmentType]
+        values[place] = own
+        changes[place] += own.double() - old
+        holders[place] += 1
+    if overlap == "sum":
+        values = torch.where(holders > 1, (base.double() + changes).to(base.dtype), values)
+    return values
 
 
 def _finite(values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
