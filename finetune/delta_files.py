@@ -35,9 +35,7 @@ def save_delta(delta: Delta, folder: str | Path) -> Path:
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    if folder.exists() and not _is_delta(folder) and not _is_empty(folder):
-        raise DeltaError(f"{folder} is there and is no delta; give a new folder, or one that holds a delta to replace")
+    folder = delta_target(folder)
     tensors = {f"values/{key}": tensor.contiguous() for key, tensor in delta.values.items()}
     tensors |= {f"base/{key}": tensor.contiguous() for key, tensor in delta.base.items()}
     with in_place_of(folder) as temporary:
@@ -86,11 +84,23 @@ def export_merged(delta: Delta, subject: Subject, folder: str | Path) -> Path:
     return folder
 
 
+def delta_target(folder: str | Path) -> Path:
+    """A folder that a delta can be saved to. Raises DeltaError when it holds something else or has no place to be in."""
+    folder = Path(folder)
+    if folder.exists() and not _is_delta(folder) and not _is_empty(folder):
+        raise DeltaError(f"{folder} is there and is no delta; give a new folder, or one that holds a delta to replace")
+    return _placed(folder)
+
+
 def folder_for(folder: str | Path, what: str) -> Path:
     """A folder that something can be written to. Raises DeltaError when it holds anything or has no place to be in."""
     folder = Path(folder)
     if folder.exists() and not _is_empty(folder):
         raise DeltaError(f"{folder} is there and not empty; give a new folder for {what}")
+    return _placed(folder)
+
+
+def _placed(folder: Path) -> Path:
     if not folder.absolute().parent.is_dir():
         raise DeltaError(f"cannot write {folder}: there is no folder {folder.parent}; make it first")
     return folder
@@ -155,8 +165,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 @contextmanager
 def in_place_of(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends well, and is removed otherwise."""
-    if not folder.absolute().parent.is_dir():
-        raise DeltaError(f"cannot write {folder}: there is no folder {folder.parent}; make it first")
     temporary = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.absolute().parent))

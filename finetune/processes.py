@@ -97,6 +97,13 @@ def join_team(subject: Subject) -> Team:
     return Team(distributed.get_rank(), distributed.get_world_size())
 
 
+def own_device() -> str | None:
+    """The GPU of this process where several were started on one machine; None leaves the choice to `load_model`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 def parts(rows: Sequence[T], number: int) -> list[Sequence[T]]:
     """`rows` in so many runs, in order, whose lengths differ by one at most; some are empty where rows are few."""
     small, larger = divmod(len(rows), number)

@@ -7,21 +7,21 @@ import torch
 from conftest import FAMILIES, build, same_bits, some, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neuropolis.attribution.encoding import collate, encode_corpus
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.algebra import stack_deltas
 from neuropolis.finetune.delta import Delta
 from neuropolis.finetune.errors import DeltaError
-from neuropolis.finetune.training import finetune, finetune_full
+from neuropolis.finetune.training import answer_loss, finetune, finetune_full
 from neuropolis.neurons.errors import SiteError
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.sites import SITES
 from neuropolis.neurons.subject import Subject
+from test_finetune_delta import made
 
 
 def moved(subject: Subject, site: str, indices: dict[int, list[int]], seed: int) -> Delta:
     """A delta with random new entries."""
-    from test_finetune_delta import made
-
     delta = made(subject, NeuronSet.from_indices(subject, site=site, indices=indices))
     generator = torch.Generator().manual_seed(seed)
     values = {key: torch.randn(base.shape, generator=generator).to(base) for key, base in delta.base.items()}
@@ -133,9 +133,6 @@ def test_one_and_nothing_are_exact(dtype: torch.dtype) -> None:
 
 def test_negation_undoes_learning(corpus: Corpus) -> None:
     """In the sense of task arithmetic: the loss of what was learned rises above the untouched subject's."""
-    from neuropolis.attribution.encoding import collate, encode_corpus
-    from neuropolis.finetune.training import answer_loss
-
     subject = build("llama")
     neurons = ~NeuronSet.from_indices(subject, indices={})
     delta = finetune(subject, corpus, neurons, lr=0.005, steps=8)
