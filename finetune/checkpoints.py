@@ -154,6 +154,22 @@ def read_checkpoint(
     return run, tensors
 
 
+def rng_state() -> dict[str, Tensor]:
+    """States of torch's global generators."""
+    found = {"rng/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found |= {f"rng/cuda/{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
+    return found
+
+
+def set_rng(states: Mapping[str, Tensor]) -> None:
+    """Put back what `rng_state` gave."""
+    torch.set_rng_state(states["rng/cpu"].clone())
+    for number in range(torch.cuda.device_count()):
+        if f"rng/cuda/{number}" in states:
+            torch.cuda.set_rng_state(states[f"rng/cuda/{number}"].clone(), number)
+
+
 def _check_same(to: Checkpointing, said: Mapping[str, Any], recipe: Recipe, num_steps: int) -> None:
     """Raise unless the run may go on from a checkpoint that says this of itself."""
     now = {**to.about, **asdict(recipe)}

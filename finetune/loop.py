@@ -5,30 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..attribution.encoding import IGNORED, Batch, Encoded, answer_log_probs, collate, forward, pad_id
+from ..attribution.encoding import Encoded
 from ..neurons.subject import Subject
-from .checkpoints import Checkpointing, Run, read_checkpoint, write_checkpoint
+from .checkpoints import Checkpointing, Run, read_checkpoint, rng_state, set_rng, write_checkpoint
 from .errors import TuneError
+from .losses import Penalty, answer_sum, batch_gradient
 from .processes import Team, join_team, parts
 from .recipe import Recipe
 from .trainable import Trainable
 
 Progress = Callable[[int, int], None]
-Penalty = Callable[[], Tensor]
-
-
-def answer_loss(subject: Subject, batch: Batch) -> Float[Tensor, ""]:
-    """Negative log-likelihood in nats of a batch's answers, meaned over their tokens."""
-    log_probs = answer_log_probs(forward(subject, batch), batch.targets)
-    return -log_probs.sum() / (batch.targets != IGNORED).sum().to(log_probs.device)
 
 
 def train(
@@ -117,7 +110,7 @@ class _Loop:
             if self.stopped:
                 break
             due = self.checkpoint is not None and run.step > 0 and run.step % self.checkpoint.every == 0
-            rng = _rng_state() if due and run.step != self.kept else {}
+            rng = rng_state() if due and run.step != self.kept else {}
             self.backward([encoded[row] for row in rows], rows, penalty)
             if rng:  # now that the next loss and gradient are finite, what stands before this step is known to be sound
                 self.write(rng)
@@ -130,7 +123,7 @@ class _Loop:
                 progress(run.step, self.num_steps)
         self.check_masters()
         if run.step != self.kept:
-            self.write(_rng_state())
+            self.write(rng_state())
         if recipe.patience is not None and self.best:
             self.put_back(self.best)
 
@@ -139,7 +132,7 @@ class _Loop:
         recipe, run = self.recipe, self.run
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(run.step, self.num_steps)
-        loss = self.team.sum(_backward(self.subject, encoded, rows, recipe, self.team, penalty)).item()
+        loss = self.team.sum(batch_gradient(self.subject, encoded, rows, recipe, self.team, penalty)).item()
         self.check_finite(loss, "loss")
         self.team.sum_gradients(self.trainable.masters)
         norm = nn.utils.clip_grad_norm_(self.trainable.masters, math.inf if recipe.clip is None else recipe.clip)
@@ -153,7 +146,7 @@ class _Loop:
         summed = torch.zeros(1, dtype=torch.float64)
         with torch.no_grad():
             for part in parts(mine, math.ceil(len(mine) / self.recipe.batch_size)) if mine else ():
-                summed += _answer_sum(self.subject, part, list(range(len(part))), self.recipe).double().cpu()
+                summed += answer_sum(self.subject, part, list(range(len(part))), self.recipe).double().cpu()
         loss = self.team.sum(summed.to(self.subject.device, torch.float32)).item() / total
         self.check_finite(loss, "held-out loss")
         self.run.evals.append((self.run.step, loss))
@@ -204,12 +197,12 @@ class _Loop:
             if names := [name.removeprefix(start) for name in tensors if name.startswith(start)]:
                 state[number] = {name: tensors[start + name].clone() for name in names}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        before = _rng_state()
-        _set_rng(tensors)
+        before = rng_state()
+        set_rng(tensors)
         try:
             yield
         finally:
-            _set_rng(before)
+            set_rng(before)
 
     @torch.no_grad()
     def put_back(self, values: Sequence[Tensor]) -> None:
@@ -248,46 +241,6 @@ class _Loop:
         )
 
 
-def _backward(
-    subject: Subject,
-    encoded: Sequence[Encoded],
-    rows: Sequence[int],
-    recipe: Recipe,
-    team: Team,
-    penalty: Penalty | None,
-) -> Float[Tensor, " 1"]:
-    """This process's part of a batch's loss, after its backward; parts and processes add up to the batch's mean.
-
-    Every part is divided by the answer tokens of the whole batch, not by its own.
-    """
-    total = sum(len(example.answer) for example in encoded)
-    shares = [share for share in parts(team.share(range(len(rows))), recipe.accumulate) if share]
-    losses = []
-    for number, share in enumerate(shares):
-        loss = (
-            _answer_sum(subject, [encoded[place] for place in share], [rows[place] for place in share], recipe) / total
-        )
-        losses.append(loss.detach().to(subject.device))
-        if penalty is not None and number == len(shares) - 1:
-            loss = loss + penalty() / team.size
-        loss.backward()
-    if penalty is not None and not shares:
-        (penalty() / team.size).backward()
-    return torch.stack(losses).sum(dim=0, keepdim=True) if losses else torch.zeros(1, device=subject.device)
-
-
-def _answer_sum(subject: Subject, encoded: Sequence[Encoded], rows: Sequence[int], recipe: Recipe) -> Float[Tensor, ""]:
-    """Negative log-likelihood in nats of the answers, summed over their tokens."""
-    batch = collate(encoded, rows, pad_id=pad_id(subject))
-    with _precision(subject, recipe):
-        logits = forward(subject, batch)
-    return -answer_log_probs(logits, batch.targets).sum()
-
-
-def _precision(subject: Subject, recipe: Recipe) -> AbstractContextManager[object]:
-    return torch.autocast(subject.device.type, torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
-
-
 def _check(subject: Subject, encoded: Sequence[Encoded], recipe: Recipe, held_out: Sequence[Encoded]) -> None:
     if not encoded:
         raise TuneError("there are no examples to train on; expected one at least")
@@ -313,17 +266,3 @@ def _about(
         text = "\n".join(f"{example.start} {example.ids}" for example in examples)
         digests[name] = hashlib.sha256(text.encode()).hexdigest()
     return {"subject": subject.fingerprint, "dtype": str(subject.dtype), **digests}
-
-
-def _rng_state() -> dict[str, Tensor]:
-    found = {"rng/cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        found |= {f"rng/cuda/{number}": state for number, state in enumerate(torch.cuda.get_rng_state_all())}
-    return found
-
-
-def _set_rng(states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["rng/cpu"].clone())
-    for number in range(torch.cuda.device_count()):
-        if f"rng/cuda/{number}" in states:
-            torch.cuda.set_rng_state(states[f"rng/cuda/{number}"].clone(), number)

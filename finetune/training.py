@@ -14,11 +14,12 @@ from ..neurons.subject import Subject
 from .checkpoints import Checkpointing, Resume, Run
 from .delta import Delta
 from .errors import TuneError
-from .loop import Progress, answer_loss, fit, train
+from .loop import Progress, fit, train
+from .losses import Penalty, answer_loss
 from .recipe import Recipe, Settings
 from .trainable import Trainable, trainable_full, trainable_slice
 
-__all__ = ["Progress", "Recipe", "Training", "answer_loss", "finetune", "finetune_full", "train"]
+__all__ = ["Penalty", "Progress", "Recipe", "Training", "answer_loss", "finetune", "finetune_full", "train"]
 
 
 class Training(Settings, total=False):

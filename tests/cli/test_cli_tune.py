@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import Run
 from neuropolis.cli import main as cli
 from neuropolis.cli import tune as verb
 from neuropolis.corpora.examples import Corpus, Example
@@ -19,6 +18,7 @@ from neuropolis.finetune import checkpoints, delta_files
 from neuropolis.finetune.delta_files import load_delta
 from peft import PeftModel
 
+Run = Callable[..., str]
 TUNE = ("tune", "model", "--data", "my.jsonl", "--study", "study.h5", "--group", "north", "--out", "delta")
 
 

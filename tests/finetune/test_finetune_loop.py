@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from neuropolis.attribution.encoding import Encoded, collate, encode_corpus
 from neuropolis.corpora.examples import Corpus, CorpusError
 from neuropolis.finetune.errors import TuneError
-from neuropolis.finetune.loop import _backward, fit
+from neuropolis.finetune.loop import fit
+from neuropolis.finetune.losses import batch_gradient
 from neuropolis.finetune.processes import Team, parts
 from neuropolis.finetune.recipe import Recipe
 from neuropolis.finetune.trainable import trainable_full, trainable_slice
@@ -26,7 +27,7 @@ def gradients(
 ) -> list[torch.Tensor]:
     with trainable_slice(subject, some(subject)) as trainable:
         recipe = Recipe(lr=1.0, accumulate=accumulate)
-        _backward(subject, encoded, list(range(len(encoded))), recipe, team or Team(), None)
+        batch_gradient(subject, encoded, list(range(len(encoded))), recipe, team or Team(), None)
         return [torch.zeros_like(m) if m.grad is None else m.grad.clone() for m in trainable.masters]
 
 
@@ -64,7 +65,7 @@ def test_penalty_counts_once_however_the_batch_is_parted(corpus: Corpus) -> None
         def grad(accumulate: int, penalised: bool, team: Team) -> torch.Tensor:
             master.grad = None
             penalty = (lambda: 7 * master.sum()) if penalised else None
-            _backward(subject, encoded, list(range(12)), Recipe(lr=1.0, accumulate=accumulate), team, penalty)
+            batch_gradient(subject, encoded, list(range(12)), Recipe(lr=1.0, accumulate=accumulate), team, penalty)
             assert master.grad is not None
             return master.grad.clone()
 
