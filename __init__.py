@@ -48,10 +48,14 @@ if TYPE_CHECKING:
     from .corpora.jsonl import write_jsonl as write_jsonl
     from .corpora.loading import load_corpus as load_corpus
     from .figures.report import report as report
+    from .finetune.algebra import stack_deltas as stack_deltas
     from .finetune.delta import Delta as Delta
     from .finetune.delta_files import load_delta as load_delta
+    from .finetune.errors import DeltaError as DeltaError
+    from .finetune.errors import TuneError as TuneError
     from .finetune.retention import Retention as Retention
     from .finetune.retention import compare_tuning as compare_tuning
+    from .finetune.trainer import prepared as prepared
     from .finetune.training import finetune as finetune
     from .finetune.training import finetune_full as finetune_full
     from .neurons.edits import export_silenced as export_silenced
@@ -74,6 +78,7 @@ _HOME = {
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
     "Delta": "finetune.delta",
+    "DeltaError": "finetune.errors",
     "Effects": "analysis.effects",
     "Example": "corpora.examples",
     "Fidelity": "attribution.fidelity_result",
@@ -92,6 +97,7 @@ _HOME = {
     "Study": "analysis.study",
     "Subject": "neurons.subject",
     "SubjectError": "neurons.errors",
+    "TuneError": "finetune.errors",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",
     "attribute": "attribution.attribute",
@@ -112,6 +118,7 @@ _HOME = {
     "load_model": "neurons.subject",
     "overlap": "analysis.overlap",
     "permutation": "attribution.permutation",
+    "prepared": "finetune.trainer",
     "preset": "attribution.presets",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
@@ -121,6 +128,7 @@ _HOME = {
     "similarity": "analysis.similarity",
     "stability": "attribution.stability",
     "stable": "attribution.stability",
+    "stack_deltas": "finetune.algebra",
     "write_jsonl": "corpora.jsonl",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -55,6 +55,12 @@ def fail(text: str) -> NoReturn:
     raise SystemExit(1)
 
 
+def stopped(text: str) -> NoReturn:
+    """One line on standard error after Ctrl-C, then exit status 130, as shells expect."""
+    typer.echo(f"stopped: {' '.join(text.split())}", err=True)
+    raise SystemExit(130)
+
+
 def wrote(path: Path | str, *, then: str = "") -> None:
     """Say what was written and what to try next."""
     say(f"wrote {path}")

@@ -30,6 +30,7 @@ from .console import (
     progress,
     say,
     several,
+    stopped,
     table,
     wrote,
 )
@@ -124,8 +125,8 @@ def locate(
                 )  # fmt: skip
     except KeyboardInterrupt:
         if keeper is not None and keeper.written:
-            fail(f"interrupted; the same command goes on from {checkpoint}")
-        fail(f"interrupted; {out} is as it was. --checkpoint FILE lets the same command go on after an interruption")
+            stopped(f"the same command goes on from {checkpoint}")
+        stopped(f"{out} is as it was; --checkpoint FILE lets the same command go on after an interruption")
     taken = time.monotonic() - began
     if leads():
         if located is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import typer
 
 from . import ablate, compare, demo, fidelity, info, locate, report, select, tune
-from .console import fail
+from .console import fail, stopped
 
 app = typer.Typer(
     name="neuropolis",
@@ -21,13 +24,31 @@ for verb in (demo, locate, fidelity, select, ablate, tune, compare, report, info
     verb.add(app)
 
 
+def _interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb that says that it was stopped. Typer would turn Ctrl-C into an exit without a word."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return verb(*args, **kwargs)
+        except KeyboardInterrupt:
+            stopped("files are as they were before this command, or whole; give it again to start over")
+
+    return run
+
+
+for command in app.registered_commands:
+    assert command.callback is not None
+    command.callback = _interruptible(command.callback)
+
+
 def main() -> None:
     """Run the command line. A caller's mistake is one line on standard error and exit status 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app()
     except KeyboardInterrupt:
-        fail("interrupted; files are as they were before this command, or whole")
+        stopped("nothing was done yet")
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("NEUROPOLIS_DEBUG"):
             raise

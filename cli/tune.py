@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,12 +22,25 @@ from .console import (
     percent,
     progress,
     say,
+    stopped,
     table,
     wrote,
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from ..corpora.examples import Corpus
+    from ..finetune.delta import Delta
     from ..finetune.retention import Retention
+    from ..neurons.sets import NeuronSet
+    from ..neurons.subject import Subject
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="File that keeps the run. Where it is there, the run goes on from it; removed when all is saved."
+    ),
+]
+RESUME_HELP = "With a checkpoint there: same (the same run only), changed (with other arguments), never (start over)."
 
 
 def add(app: typer.Typer) -> None:
@@ -46,43 +60,131 @@ def tune(
     full_lr: Annotated[float, typer.Option(help="Learning rate of full fine-tuning (with --old).")] = 3e-5,
     epochs: Annotated[int, typer.Option(help="Passes over the examples.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 16,
+    accumulate: Annotated[int, typer.Option(help="Parts that a step is computed in, to save memory.")] = 1,
+    precision: Annotated[str, typer.Option(help="model (its own dtype) or bf16 (products in bfloat16).")] = "model",
     weight_decay: Annotated[float, typer.Option(help="AdamW's; it acts on the slice alone.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the order of examples.")] = 0,
+    eval_split: Annotated[str | None, typer.Option(help="Follow the loss of the rows of this split, e.g. dev.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a lower held-out loss; keep the lowest.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    resume: Annotated[str, typer.Option(help=RESUME_HELP)] = "same",
+    export: Annotated[Path | None, typer.Option(help="Folder for the tuned model as a plain checkpoint.")] = None,
+    peft: Annotated[Path | None, typer.Option(help="Folder for the delta as a PEFT adapter.")] = None,
     by: By = None,
     split: Split = "auto",
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    from ..analysis.choices import answer_correct
-    from ..analysis.study import load, save
-    from ..finetune.retention import compare_tuning
-    from ..finetune.training import finetune
+    from ..analysis.study import load
+    from ..finetune.delta_files import delta_target, folder_for
+    from ..finetune.processes import own_device
+    from ..finetune.recipe import Recipe
 
     corpus = open_corpus(data, by=by).only(group)
+    known = None if old is None else _known(old, by, group)
     opened = load(study)
     neurons = opened.get("set", group)
-    if out.exists() and not (out / "config.json").is_file():
-        fail(f"{out} exists and is not a delta; choose another --out")
-    subject = open_model(model, dtype=dtype, device=device)
+    delta_target(out)
+    for folder, what in ((export, "the checkpoint"), (peft, "the adapter")):
+        if folder is not None:
+            folder_for(folder, what)
+    training: dict[str, Any] = {
+        "epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": seed,
+        "accumulate": accumulate, "precision": precision,
+    }  # fmt: skip
+    Recipe(lr, **training)
+    if checkpoint is None and resume != "same":
+        fail(f"--resume {resume} says what to do about a checkpoint; name it with --checkpoint FILE")
+    subject = open_model(model, dtype=dtype, device=device or own_device())
     opened.check(subject)
-    training = {"epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": seed}
-    with progress(f"tuning {len(neurons)} neurons") as bar:
-        delta = finetune(subject, corpus, neurons, lr=lr, split=chosen_split(split), progress=bar, **training)
+    followed = {"eval_split": eval_split, "patience": patience}
+    kept = {"checkpoint": checkpoint, "checkpoint_every": checkpoint_every, "resume": resume}
+    training["split"] = chosen_split(split)
+    delta = _trained(subject, corpus, neurons, {"lr": lr, **training, **followed, **kept})
+    if int(os.environ.get("RANK", "0")) > 0:  # of several processes, the first one writes
+        return
     delta.save(out)
+    _tell(delta, subject)
+    if export is not None:
+        wrote(delta.export(subject, export))
+    if peft is not None:
+        wrote(delta.export_peft(subject, peft))
+    if checkpoint is not None:
+        checkpoint.unlink()
+    if known is not None:
+        _measure(subject, corpus, known, neurons, group, study, {"neurons": delta}, lr, full_lr, training)
+    wrote(out, then=f"neuropolis report {study} --out report.html")
+
+
+def _known(old: str, by: str | None, group: str) -> Corpus:
+    """The corpus of what the model knew, checked before anything is trained."""
+    known = open_corpus(old, by=by)
+    if group in known.groups:
+        fail(f"group {group!r} is in {old} too; --old is for groups other than the one that is learned")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fail("--old measures in one process; train with several first, then give the command without torchrun")
+    return known
+
+
+def _trained(subject: Subject, corpus: Corpus, neurons: NeuronSet, training: dict[str, Any]) -> Delta:
+    from ..finetune.checkpoints import read_header
+    from ..finetune.training import finetune
+
+    path = training["checkpoint"]
+    try:
+        if int(os.environ.get("RANK", "0")) > 0:
+            return finetune(subject, corpus, neurons, **training)
+        with progress(f"tuning {len(neurons)} neurons") as bar:
+            return finetune(subject, corpus, neurons, **training, progress=bar)
+    except KeyboardInterrupt:
+        if path is None:
+            stopped("nothing was written; with --checkpoint FILE a run can go on where it stopped")
+        if not path.exists():
+            stopped(f"before the first checkpoint; {path} was not written, give the same command to start over")
+        header = read_header(path)
+        stopped(f"{path} holds step {header['step']} of {header['num_steps']}; give the same command again to go on")
+
+
+def _tell(delta: Delta, subject: Subject) -> None:
+    """What was trained, in a line or two."""
     say(
         f"{delta.num_parameters} of {subject.num_parameters} parameters trained in {len(delta.history)} steps, "
         f"loss {delta.history[0]:.3f} to {delta.history[-1]:.3f}"
     )
-    if old is not None:
-        retention = compare_tuning(
-            subject, corpus, open_corpus(old, by=by), neurons, group=group, accuracy=answer_correct,
-            methods=("neurons", "random", "full"), lr=lr, full_lr=full_lr, trained={"neurons": delta},
-            split=chosen_split(split), **training,
-        )  # fmt: skip
-        save(study, retention, subject=subject)
-        show(retention)
-        wrote(study)
-    wrote(out, then=f"neuropolis report {study} --out report.html")
+    told = delta.origin.get("held_out")
+    if told is not None:
+        losses = dict(map(tuple, told["losses"]))
+        best = told["best_step"]
+        kept = "kept" if delta.origin["recipe"]["patience"] is not None else "not kept without --patience"
+        say(f"held-out loss {losses[0]:.3f} before, lowest {losses[best]:.3f} after step {best} ({kept})")
+
+
+def _measure(
+    subject: Subject,
+    corpus: Corpus,
+    known: Corpus,
+    neurons: NeuronSet,
+    group: str,
+    study: Path,
+    trained: dict[str, Delta],
+    lr: float,
+    full_lr: float,
+    training: dict[str, Any],
+) -> None:
+    from ..analysis.choices import answer_correct
+    from ..analysis.study import save
+    from ..finetune.retention import compare_tuning
+
+    retention = compare_tuning(
+        subject, corpus, known, neurons, group=group, accuracy=answer_correct, methods=("neurons", "random", "full"),
+        lr=lr, full_lr=full_lr, trained=trained, **training,
+    )  # fmt: skip
+    save(study, retention, subject=subject)
+    show(retention)
+    wrote(study)
 
 
 def show(retention: Retention) -> None:

@@ -94,6 +94,16 @@ class Delta:
         """
         return self._exchanged(subject, self.values, self.base, in_place)
 
+    def scaled(self, factor: float) -> Delta:
+        """The delta with its change multiplied; 1 and 0 are exact, see `algebra.scaled` for the rounding of others."""
+        from .algebra import scaled
+
+        return scaled(self, factor)
+
+    def __neg__(self) -> Delta:
+        """`scaled(-1)`: away from what the delta learned."""
+        return self.scaled(-1.0)
+
     def save(self, folder: str | Path) -> Path:
         """Write the delta as `delta.safetensors` and `config.json`; see `load_delta`."""
         from .delta_files import save_delta
@@ -105,6 +115,12 @@ class Delta:
         from .delta_files import export_merged
 
         return export_merged(self, subject, folder)
+
+    def export_peft(self, subject: Subject, folder: str | Path) -> Path:
+        """Write a PEFT adapter (LoRA) that adds what the delta changed; see `peft_export.export_peft`."""
+        from .peft_export import export_peft
+
+        return export_peft(self, subject, folder)
 
     def _exchanged(
         self, subject: Subject, old: Mapping[str, Tensor], new: Mapping[str, Tensor], in_place: bool

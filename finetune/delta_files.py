@@ -35,12 +35,10 @@ def save_delta(delta: Delta, folder: str | Path) -> Path:
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    if folder.exists() and not _is_delta(folder) and not _is_empty(folder):
-        raise DeltaError(f"{folder} is there and is no delta; give a new folder, or one that holds a delta to replace")
+    folder = delta_target(folder)
     tensors = {f"values/{key}": tensor.contiguous() for key, tensor in delta.values.items()}
     tensors |= {f"base/{key}": tensor.contiguous() for key, tensor in delta.base.items()}
-    with _in_place_of(folder) as temporary:
+    with in_place_of(folder) as temporary:
         save_file(tensors, temporary / TENSORS)
         config = _config(delta) | {"keys": list(delta.values), "sha256": _sha256(temporary / TENSORS)}
         (temporary / CONFIG).write_text(_text(config), encoding="utf-8")
@@ -79,12 +77,32 @@ def export_merged(delta: Delta, subject: Subject, folder: str | Path) -> Path:
     Raises DeltaError when the folder is there and not empty, when the delta is of another subject, or when writing
     fails.
     """
-    folder = Path(folder)
-    if folder.exists() and not _is_empty(folder):
-        raise DeltaError(f"{folder} is there and not empty; give a new folder for the checkpoint")
-    with delta.applied(subject), _in_place_of(folder) as temporary:
+    folder = folder_for(folder, "the checkpoint")
+    with delta.applied(subject), in_place_of(folder) as temporary:
         subject.model.save_pretrained(temporary)
         subject.tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def delta_target(folder: str | Path) -> Path:
+    """A folder that a delta can be saved to. Raises DeltaError when it holds something else or has no place to be in."""
+    folder = Path(folder)
+    if folder.exists() and not _is_delta(folder) and not _is_empty(folder):
+        raise DeltaError(f"{folder} is there and is no delta; give a new folder, or one that holds a delta to replace")
+    return _placed(folder)
+
+
+def folder_for(folder: str | Path, what: str) -> Path:
+    """A folder that something can be written to. Raises DeltaError when it holds anything or has no place to be in."""
+    folder = Path(folder)
+    if folder.exists() and not _is_empty(folder):
+        raise DeltaError(f"{folder} is there and not empty; give a new folder for {what}")
+    return _placed(folder)
+
+
+def _placed(folder: Path) -> Path:
+    if not folder.absolute().parent.is_dir():
+        raise DeltaError(f"cannot write {folder}: there is no folder {folder.parent}; make it first")
     return folder
 
 
@@ -145,10 +163,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _in_place_of(folder: Path) -> Iterator[Path]:
+def in_place_of(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends well, and is removed otherwise."""
-    if not folder.absolute().parent.is_dir():
-        raise DeltaError(f"cannot write {folder}: there is no folder {folder.parent}; make it first")
     temporary = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.absolute().parent))

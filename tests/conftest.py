@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,8 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from neuropolis.corpora.examples import Corpus, Example
+from neuropolis.corpora.jsonl import write_jsonl
 from neuropolis.neurons.subject import Subject, load_model
 
+Run = Callable[..., str]
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:?!"
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64}
 GATED = {**SHAPE, "intermediate_size": 48, "num_key_value_heads": 2}
@@ -90,3 +94,31 @@ def corpus() -> Corpus:
                 )
             )  # fmt: skip
     return Corpus(tuple(examples), name="toy")
+
+
+@pytest.fixture
+def folder(make_subject: Any, corpus: Corpus, tmp_path: Path) -> Path:
+    """A model on disk and a table beside it."""
+    subject = make_subject("llama")
+    subject.model.save_pretrained(tmp_path / "model")
+    subject.tokenizer.save_pretrained(tmp_path / "model")
+    write_jsonl(corpus, tmp_path / "my.jsonl")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in the folder; returns what it printed, with the error line last when it failed."""
+    from neuropolis.cli import main as cli
+
+    monkeypatch.chdir(folder)
+
+    def command(*arguments: str, fails: bool = False) -> str:
+        monkeypatch.setattr(sys, "argv", ["neuropolis", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert bool(stopped.value.code) == fails, err or out
+        return err.strip().splitlines()[-1] if fails else out
+
+    return command

@@ -20,34 +20,6 @@ from neuropolis.corpora.jsonl import write_jsonl
 Run = Callable[..., str]
 
 
-@pytest.fixture
-def folder(make_subject: Any, corpus: Corpus, tmp_path: Path) -> Path:
-    """A model on disk and a table beside it."""
-    subject = make_subject("llama")
-    subject.model.save_pretrained(tmp_path / "model")
-    subject.tokenizer.save_pretrained(tmp_path / "model")
-    write_jsonl(corpus, tmp_path / "my.jsonl")
-    return tmp_path
-
-
-@pytest.fixture
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in the folder; returns what it printed, with the error line last when it failed."""
-    from neuropolis.cli import main as cli
-
-    monkeypatch.chdir(folder)
-
-    def command(*arguments: str, fails: bool = False) -> str:
-        monkeypatch.setattr(sys, "argv", ["neuropolis", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert bool(stopped.value.code) == fails, err or out
-        return err.strip().splitlines()[-1] if fails else out
-
-    return command
-
-
 def test_the_whole_path(run: Run, folder: Path) -> None:
     assert "next: neuropolis select study.h5" in run(
         "locate", "model", "--data", "my.jsonl", "--out", "study.h5", "--controls"
@@ -195,7 +167,7 @@ def test_learning_beside_what_was_known(run: Run, folder: Path, corpus: Corpus) 
         ),
         (
             ("tune", "model", "--data", "my.jsonl", "--study", "study.h5", "--group", "north", "--out", "my.jsonl"),
-            "not a delta",
+            "is no delta",
         ),
         (("report", "study.h5", "--out", "nowhere/page.html"), "nowhere"),
         (("info", "missing.h5"), "no atlas at missing.h5"),

@@ -77,8 +77,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 ANSWERS = {"aland": ["red", "rice"], "borland": ["blue", "bread"], "dor": ["green", "rice bread"]}
 
 
-@pytest.fixture
-def corpus() -> Corpus:
+def tiny_corpus() -> Corpus:
     rows = [
         Example(f"{g}-{k}-{split}", g, f"{k} of {g} is", f" {answer}", tags={"split": split, "item": k})
         for g, answers in ANSWERS.items()
@@ -86,3 +85,8 @@ def corpus() -> Corpus:
         for split in ("train", "test")
     ]
     return Corpus(tuple(rows), "tiny")
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    return tiny_corpus()
