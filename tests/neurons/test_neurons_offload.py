@@ -65,7 +65,9 @@ def test_scores_of_an_offloaded_subject(
         assert subject.fingerprint == whole.fingerprint
         assert subject.dtype == dtype
         assert subject.device == torch.device("cpu")
-        found = attribute(subject, corpus, methods=("taylor", "gradient"), site=("mlp", "q"), tokens="max", max_tokens=200)
+        found = attribute(
+            subject, corpus, methods=("taylor", "gradient"), site=("mlp", "q"), tokens="max", max_tokens=200
+        )
         assert_same_scores(found, expected)
     assert all(p.device.type == "meta" for p in away.model.parameters())
 
@@ -118,9 +120,13 @@ def test_activations_are_read_once(make_subject: Any, corpus: Corpus) -> None:
         return activation
 
     try:
-        found = attribute(make_subject("llama"), corpus, methods=("counted", "taylor"), recompute=True, max_tokens=10_000)
+        found = attribute(
+            make_subject("llama"), corpus, methods=("counted", "taylor"), recompute=True, max_tokens=10_000
+        )
         assert len(calls) == 3  # one batch, three layers
-        assert_same_scores(found, attribute(make_subject("llama"), corpus, methods=("counted", "taylor"), max_tokens=10_000))
+        assert_same_scores(
+            found, attribute(make_subject("llama"), corpus, methods=("counted", "taylor"), max_tokens=10_000)
+        )
     finally:
         del METHODS["counted"]
 
@@ -168,7 +174,9 @@ def test_a_module_that_accelerate_offloaded(make_subject: Any, corpus: Corpus, t
     from accelerate import cpu_offload, disk_offload
 
     whole = make_subject("gpt2")
-    for number, offload in enumerate((cpu_offload, lambda model, device: disk_offload(model, tmp_path / "away", device))):
+    for number, offload in enumerate(
+        (cpu_offload, lambda model, device: disk_offload(model, tmp_path / "away", device))
+    ):
         model = copy.deepcopy(whole.model)
         offload(model, torch.device("cpu"))
         away = load_model((model, whole.tokenizer))
