@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3, help="passes that are timed in each run")
     parser.add_argument("--repeats", type=int, default=2, help="turns")
     parser.add_argument("--only", choices=("ways", "close"), default=None, help="one of the two tables")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="some of the ways")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]
     importlib.import_module("captum.attr")
@@ -218,9 +219,9 @@ def main() -> None:
     print(f"{asdict(shape)}, float32, {arguments.threads} threads, {arguments.repeats} x {arguments.passes} passes")
     how = shape, arguments.passes, arguments.threads
     if arguments.only != "close":
-        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in arguments.ways}
         for _ in range(arguments.repeats):
-            for way in WAYS:
+            for way in arguments.ways:
                 runs[way].append(in_own_process(measure, way, *how))
         _print_ways(
             {way: {k: statistics.median(r[k] for r in of_way) for k in of_way[0]} for way, of_way in runs.items()}
@@ -233,10 +234,12 @@ def _print_ways(found: dict[str, dict[str, float]]) -> None:
     print(f"\n{'way':<22} {'cpu s':>8} {'wall s':>8} {'MiB above model':>16}")
     for way, one in found.items():
         print(f"{way:<22} {one['cpu']:>8.2f} {one['wall']:>8.2f} {one['mebibytes']:>16.0f}")
+    if "neuropolis" not in found:
+        return
     ours = found["neuropolis"]
     print(f"\n{'neuropolis to':<46} {'cpu':>6} {'wall':>6} {'bar':>8}")
     bars = {"captum": "<= 0.70", "captum, answer-only": "-", "script": "<= 0.45", "captum, by layer": "<= 0.10"}
-    for way, bar in bars.items():
+    for way, bar in ((way, bar) for way, bar in bars.items() if way in found):
         print(f"{way:<46} {ours['cpu'] / found[way]['cpu']:>6.2f} {ours['wall'] / found[way]['wall']:>6.2f} {bar:>8}")
     print(
         f"{'captum, peak memory':<46} {ours['mebibytes'] / found['captum']['mebibytes']:>6.2f} {'':>6} {'<= 0.70':>8}"
