@@ -1,0 +1,244 @@
+"""Continual learning: methods side by side over a stream of tasks, under one budget, over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ..corpora.examples import Corpus
+from ..neurons.atlas import library_versions
+from ..neurons.scores import Scores
+from ..neurons.subject import Subject
+from . import full_methods, lora_methods, ncft  # noqa: F401  (they register their methods)
+from .continual_result import Continual
+from .continual_state import Folder, Stage, open_state
+from .errors import TuneError
+from .learners import Learned, Learner, Lesson, learner_named, options_of
+from .location import Location
+from .streams import Order, Task, in_order
+from .training import Progress, Recipe
+
+Accuracy = Callable[[Subject, Corpus], Tensor]
+METHODS = ("ncft", "full", "lora", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What all methods and seeds of a run share."""
+
+    subject: Subject
+    tasks: tuple[Task, ...]
+    accuracy: Accuracy
+    known: Corpus | None
+    reference: Corpus | None
+    location: Location
+    recipe: Recipe
+    folder: Path | None
+
+    @cached_property
+    def reference_scores(self) -> Scores | None:
+        """Scores of the reference, once for all sequences."""
+        if self.reference is None or self.location.contrast is None:
+            return None
+        return self.location.score(self.subject, self.reference)
+
+    def share(self, task: Task) -> float:
+        """Share of a task's questions answered right."""
+        return float(self._right(task.test).double().mean())
+
+    def known_share(self) -> float:
+        """Mean over the known groups of their shares of right answers; NaN where none are asked."""
+        if self.known is None:
+            return float("nan")
+        right = self._right(self.known).double()
+        rows = {group: [i for i, e in enumerate(self.known) if e.group == group] for group in self.known.groups}
+        return float(torch.stack([right[places].mean() for places in rows.values()]).mean())
+
+    def _right(self, corpus: Corpus) -> Bool[Tensor, " example"]:
+        right = self.accuracy(self.subject, corpus).cpu()
+        if list(right.shape) != [len(corpus)] or right.dtype != torch.bool:
+            raise TuneError(
+                f"accuracy must give bool [{len(corpus)}] for the examples, got {right.dtype} {list(right.shape)}"
+            )
+        return right
+
+
+def continual(
+    subject: Subject,
+    tasks: Sequence[Task],
+    *,
+    accuracy: Accuracy,
+    methods: Sequence[str] = METHODS,
+    order: Order = None,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    known: Corpus | None = None,
+    reference: Corpus | None = None,
+    location: Location | None = None,
+    steps: int | None = None,
+    epochs: int = 3,
+    batch_size: int = 16,
+    weight_decay: float = 0.0,
+    lrs: Mapping[str, float] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    state: str | Path | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Continual:
+    """Learn a stream by several methods, each from the untouched subject for every seed, and measure after each task.
+
+    All methods take the same steps over batches of the same size; those that train part of the parameters train as
+    nearly the same number as their kind permits (`trainable`). The seed decides the order of examples, random sets, the
+    adapters' start, and with `order="seeded"` the order of tasks; see `in_order`. `location` says how a task's neurons
+    are found; `reference` is a corpus (all its rows are scored) whose groups they are contrasted with, and which
+    methods with an option for it may train on. `known` are questions about what the subject knew before.
+    `accuracy(subject, corpus)` says which are answered right (bool, one per example). `lrs` gives learning rates by
+    method, `options` further ones (see each method).
+
+    `state` is a folder: a run that is interrupted goes on after the last finished task of every (method, seed), and
+    methods and seeds can be added. `progress` is called with (steps done, steps), `tell` with a line for each sequence.
+
+    Raises TuneError for an unknown method, option or order, for a state of other arguments, and what training raises;
+    the subject is bit for bit the same afterwards, also after an error.
+    """
+    tasks, location = tuple(tasks), location or Location()
+    chosen = [learner_named(name) for name in methods]
+    given = {m.name: options_of(m, (options or {}).get(m.name, {})) for m in chosen}
+    rates = {m.name: (lrs or {}).get(m.name, m.lr) for m in chosen}
+    _none_unused("lrs", lrs, methods)
+    _none_unused("options", options, methods)
+    orders = {seed: in_order(tasks, order, seed=seed) for seed in seeds}
+    if not chosen or not orders or len(set(methods)) < len(methods) or len(orders) < len(tuple(seeds)):
+        raise TuneError("give at least one method and one seed, each once")
+    tasks, orders = _used(tasks, orders)
+    recipe = Recipe(1.0, steps, epochs, batch_size, weight_decay)
+    arguments = _arguments(subject, tasks, order, known, reference, location, recipe)
+    folder = open_state(state, arguments, {m.name: {"lr": rates[m.name], **asdict(given[m.name])} for m in chosen})
+    run = _Run(subject, tasks, accuracy, known, reference, location, recipe, folder)
+    untouched, known_before = torch.tensor([run.share(task) for task in tasks]), run.known_share()
+    done = _Counter(progress, len(chosen) * len(orders) * sum(recipe.num_steps(len(t.train)) for t in tasks))
+    found: dict[str, list[list[Stage]]] = {m.name: [] for m in chosen}
+    for seed, places in orders.items():
+        for m in chosen:
+            stages = _sequence(run, m, places, seed, rates[m.name], given[m.name], done)
+            found[m.name].append(stages)
+            if tell is not None:
+                last = stages[-1]
+                tell(f"{m.name}, seed {seed}: {100 * sum(last.row) / len(last.row):.1f} % right at the end")
+    return Continual(
+        subject.fingerprint, tuple(methods), tuple(task.name for task in tasks), tuple(orders),
+        torch.tensor(list(orders.values())),
+        torch.tensor([[[stage.row for stage in stages] for stages in found[m.name]] for m in chosen]), untouched,
+        torch.tensor([[[stage.known for stage in stages] for stages in found[m.name]] for m in chosen]), known_before,
+        torch.tensor([found[m.name][0][-1].trained for m in chosen]),
+        {
+            **arguments, "lrs": rates, "options": {name: asdict(one) for name, one in given.items()},
+            "num_questions": {task.name: len(task.test) for task in tasks},
+            "num_known": 0 if known is None else len(known), "versions": library_versions(),
+        },
+    )  # fmt: skip
+
+
+def _sequence(
+    run: _Run, method: Learner, places: tuple[int, ...], seed: int, lr: float, options: Any, done: _Counter
+) -> list[Stage]:
+    """One method over the whole stream from one seed, going on where a state folder says that it stopped."""
+    folder = Folder(None if run.folder is None else run.folder / method.name / f"seed-{seed}")
+    stream = tuple(run.tasks[place] for place in places)
+    stages = folder.stages()
+    learned = folder.learned(run.subject, len(stages)) if len(stages) < len(stream) else None
+    if learned is None and 0 < len(stages) < len(stream) and _was_measured(stages[-1]):
+        stages = []  # the result is there and what was learned is not: only from the start is it the same sequence
+    for place, task in enumerate(stream):
+        steps = run.recipe.num_steps(len(task.train))
+        if place < len(stages):
+            done.add(steps)
+            continue
+        recipe = replace(run.recipe, lr=lr, seed=1000 * seed + place)
+        lesson = Lesson(
+            run.subject, stream, place, recipe, run.location, options, learned, run.reference,
+            lambda: run.reference_scores, done.inner,
+        )  # fmt: skip
+        learned = method.learn(lesson)
+        stage = _measured(run, method, lesson, learned, places)
+        folder.write(place, stage, learned)
+        stages.append(stage)
+        done.add(steps)
+    folder.done(len(stream))
+    return stages
+
+
+def _measured(run: _Run, method: Learner, lesson: Lesson, learned: Learned | None, places: tuple[int, ...]) -> Stage:
+    """Every task's questions under the method's view of that task, and what was known before under that of no task."""
+    if learned is None:
+        return Stage((float("nan"),) * len(run.tasks), float("nan"), 0)
+    row = []
+    for number, task in enumerate(run.tasks):
+        with method.view(lesson, learned, places.index(number)):
+            row.append(run.share(task))
+    with method.view(lesson, learned, None):
+        return Stage(tuple(row), run.known_share(), learned.trained)
+
+
+def _was_measured(stage: Stage) -> bool:
+    return stage.trained > 0
+
+
+def _used(
+    tasks: tuple[Task, ...], orders: Mapping[int, tuple[int, ...]]
+) -> tuple[tuple[Task, ...], dict[int, tuple[int, ...]]]:
+    """The tasks that the orders name, and the orders as places among those."""
+    used = sorted(next(iter(orders.values())))
+    renumbered = {place: number for number, place in enumerate(used)}
+    return tuple(tasks[place] for place in used), {
+        seed: tuple(renumbered[place] for place in places) for seed, places in orders.items()
+    }
+
+
+def _none_unused(name: str, given: Mapping[str, Any] | None, methods: Sequence[str]) -> None:
+    unused = [key for key in given or {} if key not in methods]
+    if unused:
+        raise TuneError(f"{name} names {unused[0]!r}, which is none of the methods {', '.join(methods)}")
+
+
+def _arguments(
+    subject: Subject, tasks: Sequence[Task], order: Order, known: Corpus | None, reference: Corpus | None,
+    location: Location, recipe: Recipe,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that decides a sequence beside method and seed, as JSON."""
+    training = {key: value for key, value in asdict(recipe).items() if key not in ("lr", "seed")}
+    found = {
+        "subject": subject.fingerprint, "dtype": str(subject.dtype), "tasks": [task.name for task in tasks],
+        "train": [task.train.hash for task in tasks], "test": [task.test.hash for task in tasks],
+        "order": order if order is None or isinstance(order, str) else list(order),
+        "known": known and known.hash, "reference": reference and reference.hash,
+        "location": asdict(location), **training,
+    }  # fmt: skip
+    return json.loads(json.dumps(found))
+
+
+class _Counter:
+    """Steps of all sequences, told to a callable of (done, total)."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def inner(self, steps: int, _: int) -> None:
+        """Steps of the task that is being learned."""
+        self._tell(self._done + steps)
+
+    def add(self, steps: int) -> None:
+        """A task is done."""
+        self._done += steps
+        self._tell(self._done)
+
+    def _tell(self, steps: int) -> None:
+        if self._progress is not None:
+            self._progress(min(steps, self._total), self._total)

@@ -1,0 +1,41 @@
+"""NCFT: each task tunes its own neurons; and the control that tunes random ones."""
+
+from __future__ import annotations
+
+from ..attribution.encoding import encode_corpus
+from ..neurons.sets import NeuronSet
+from .delta import Delta
+from .learners import Learned, Lesson, learner, rebased
+from .location import locate
+from .trainable import trainable_slice
+from .training import train
+
+
+@learner("ncft", lr=3e-4)
+def ncft(lesson: Lesson) -> Learned:
+    """Neuron-level continual fine-tuning: at task n update only the neurons N_n of task n, all else frozen.
+
+    theta[N_n] <- argmin L_n(theta), theta[rest] unchanged (Leng & Xiong, arXiv 2407.06488, section 5.2). How many
+    neurons a set has, and whether sets may overlap, the paper does not say: see `Location`.
+    """
+    neurons, memory = locate(lesson)
+    return tuned(lesson, neurons, memory)
+
+
+@learner("random", lr=3e-4)
+def random_neurons(lesson: Lesson) -> Learned:
+    """NCFT with, in each layer, as many random neurons as the task's own set has there, drawn from outside that set."""
+    neurons, memory = locate(lesson)
+    return tuned(lesson, NeuronSet.random(neurons, seed=lesson.recipe.seed), memory)
+
+
+def tuned(lesson: Lesson, neurons: NeuronSet, memory: dict) -> Learned:
+    """Train a set's slice on top of what the task before left."""
+    subject = lesson.subject
+    with lesson.resumed(), trainable_slice(subject, neurons) as trainable:
+        history = train(
+            subject, encode_corpus(subject, lesson.task.train), trainable, lesson.recipe, progress=lesson.progress
+        )
+        step = Delta(subject.fingerprint, neurons, trainable.values(), trainable.base_values(), history)
+        trained = trainable.num_parameters
+    return Learned(rebased(lesson, step), trained, memory)
