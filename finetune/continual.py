@@ -17,7 +17,7 @@ from ..corpora.examples import Corpus
 from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
 from ..neurons.subject import Subject
-from . import full_methods, lora_methods, ncft  # noqa: F401  (they register their methods)
+from . import ewc, full_methods, lora_methods, ncft, replay, weighted  # noqa: F401  (they register their methods)
 from .continual_result import Continual
 from .continual_state import Folder, Stage, open_state
 from .errors import TuneError
@@ -27,7 +27,7 @@ from .streams import Order, Task, in_order
 from .training import Progress, Recipe
 
 Accuracy = Callable[[Subject, Corpus], Tensor]
-METHODS = ("ncft", "full", "lora", "random")
+METHODS = ("ncft", "w-ncft", "random", "full", "lora", "o-lora", "ewc", "replay", "per-task", "joint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +156,11 @@ def _sequence(
     learned = folder.learned(run.subject, len(stages)) if len(stages) < len(stream) else None
     if learned is None and 0 < len(stages) < len(stream) and _was_measured(stages[-1]):
         stages = []  # the result is there and what was learned is not: only from the start is it the same sequence
+    owed = 0
     for place, task in enumerate(stream):
-        steps = run.recipe.num_steps(len(task.train))
+        owed += run.recipe.num_steps(len(task.train))  # a method that waits for the last stage trains for all then
         if place < len(stages):
-            done.add(steps)
+            owed = done.add(owed)
             continue
         recipe = replace(run.recipe, lr=lr, seed=1000 * seed + place)
         lesson = Lesson(
@@ -170,7 +171,7 @@ def _sequence(
         stage = _measured(run, method, lesson, learned, places)
         folder.write(place, stage, learned)
         stages.append(stage)
-        done.add(steps)
+        owed = owed if learned is None else done.add(owed)
     folder.done(len(stream))
     return stages
 
@@ -234,10 +235,11 @@ class _Counter:
         """Steps of the task that is being learned."""
         self._tell(self._done + steps)
 
-    def add(self, steps: int) -> None:
-        """A task is done."""
+    def add(self, steps: int) -> int:
+        """So many steps are done; none are owed now."""
         self._done += steps
         self._tell(self._done)
+        return 0
 
     def _tell(self, steps: int) -> None:
         if self._progress is not None:

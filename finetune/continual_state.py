@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,7 +133,8 @@ def save_learned(learned: Learned, path: Path) -> None:
     if delta.neurons is not None:
         tensors["mask"] = delta.neurons.mask
         meta |= {"site": delta.neurons.site, "origin": json.dumps(dict(delta.neurons.origin))}
-    write_whole(path, save(tensors, metadata=meta))
+    alone = {key: tensor.clone() for key, tensor in tensors.items()}  # the format refuses tensors that share memory
+    write_whole(path, save(alone, metadata=meta))
 
 
 def load_learned(subject: Subject, path: Path) -> Learned:
@@ -158,8 +158,3 @@ def load_learned(subject: Subject, path: Path) -> Learned:
     base = entries_now(subject, neurons)
     values = {key: parts["delta"][key] for key in base}
     return Learned(Delta(meta["subject"], neurons, values, base), int(meta["trained"]), parts["memory"])
-
-
-def clear(folder: Path) -> None:
-    """Remove a run's folder."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..attribution.encoding import Encoded, encode_corpus
 from .delta import Delta
 from .learners import Learned, Lesson, learner
-from .trainable import trainable_full
-from .training import Recipe, train
+from .trainable import Trainable, trainable_full
+from .training import Penalty, Recipe, train
 
 
 @learner("full", lr=5e-5)
@@ -37,14 +37,21 @@ def joint(lesson: Lesson) -> Learned | None:
     return trained_whole(replace(lesson, before=None), encoded, recipe=replace(lesson.recipe, steps=steps))
 
 
-def trained_whole(lesson: Lesson, encoded: Sequence[Encoded], *, recipe: Recipe | None = None) -> Learned:
-    """Train every parameter on top of what the task before left."""
+def trained_whole(
+    lesson: Lesson,
+    encoded: Sequence[Encoded],
+    *,
+    recipe: Recipe | None = None,
+    penalty: Callable[[Trainable], Penalty] | None = None,
+) -> Learned:
+    """Train every parameter on top of what the task before left; `penalty` makes of them what is
+    added to each step's loss."""
     subject = lesson.subject
-    untouched = None
-    if lesson.before is not None:
-        untouched = dict(lesson.before.delta.base)
     with lesson.resumed(), trainable_full(subject) as trainable:
-        history = train(subject, encoded, trainable, recipe or lesson.recipe, progress=lesson.progress)
-        base = trainable.base_values() if untouched is None else untouched
+        history = train(
+            subject, encoded, trainable, recipe or lesson.recipe, progress=lesson.progress,
+            penalty=None if penalty is None else penalty(trainable),
+        )  # fmt: skip
+        base = trainable.base_values() if lesson.before is None else lesson.before.delta.base
         delta = Delta(subject.fingerprint, None, trainable.values(), base, history)
         return Learned(delta, trainable.num_parameters)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -72,6 +72,7 @@ class Lesson:
 
 
 Learn = Callable[[Lesson], Learned | None]
+L = TypeVar("L", bound=Callable[[Lesson], Learned | None])
 View = Callable[[Lesson, Learned, int | None], AbstractContextManager[None]]
 
 
@@ -103,10 +104,10 @@ def plain_view(lesson: Lesson, learned: Learned, place: int | None) -> AbstractC
     return learned.delta.applied(lesson.subject)
 
 
-def learner(name: str, *, lr: float, options: type = NoOptions, view: View = plain_view) -> Callable[[Learn], Learn]:
+def learner(name: str, *, lr: float, options: type = NoOptions, view: View = plain_view) -> Callable[[L], L]:
     """Register a method under a name, with the learning rate that it has by default and its options' dataclass."""
 
-    def register(learn: Learn) -> Learn:
+    def register(learn: L) -> L:
         LEARNERS[name] = Learner(name, learn, options, view, lr)
         return learn
 

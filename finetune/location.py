@@ -65,23 +65,29 @@ def locate(lesson: Lesson) -> tuple[NeuronSet, dict[str, Tensor]]:
     earlier, masks = lesson.kept("scores"), lesson.kept("masks")
     names = [other.name for other in lesson.stream[: lesson.place]]
     ranked = _ranked(lesson, own, earlier, names)
+    chosen = _top(scores, ranked, where)
     if where.apart and masks is not None:
-        ranked = ranked.masked_fill(masks.any(dim=0), -torch.inf)
-    alone = replace(
-        scores, values=ranked[None], signed=ranked[None], squares=ranked[None], counts=torch.ones(1, dtype=torch.long)
-    )
-    chosen = select(alone, top=where.top, scope=where.scope, layers=where.layers)[task.name]
-    if where.apart and masks is not None and bool((chosen.mask & masks.any(dim=0)).any()):
-        raise TuneError(
-            f"task {task.name!r}: the earlier tasks' sets leave fewer than {len(chosen)} neurons; lower top, give more "
-            "layers, or let sets overlap"
-        )
+        taken = masks.any(dim=0)
+        wanted, chosen = len(chosen), _top(scores, ranked.masked_fill(taken, -torch.inf), where)
+        free = int((chosen.mask & ~taken).sum())
+        if free < wanted:
+            raise TuneError(
+                f"task {task.name!r}: the earlier tasks' sets leave {free} of the {wanted} neurons that it needs; lower "
+                "top, give more layers, or let sets overlap"
+            )
     chosen = NeuronSet(
         chosen.site, chosen.subject, chosen.mask,
         {**chosen.origin, "contrast": where.contrast, "by": where.by, "apart": where.apart, "after": names},
     )  # fmt: skip
     memory = {"scores": _stacked(earlier, own[0]), "masks": _stacked(masks, chosen.mask)}
     return chosen, memory
+
+
+def _top(scores: Scores, ranked: Float[Tensor, "layer neuron"], where: Location) -> NeuronSet:
+    """The selection from what is ranked, for the only group of some scores."""
+    rows = ranked[None]
+    alone = replace(scores, values=rows, signed=rows, squares=rows)
+    return select(alone, top=where.top, scope=where.scope, layers=where.layers)[scores.groups[0]]
 
 
 def _ranked(

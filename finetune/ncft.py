@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ..attribution.encoding import encode_corpus
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ..attribution.encoding import Encoded, encode_corpus
 from ..neurons.sets import NeuronSet
 from .delta import Delta
 from .learners import Learned, Lesson, learner, rebased
@@ -29,13 +33,14 @@ def random_neurons(lesson: Lesson) -> Learned:
     return tuned(lesson, NeuronSet.random(neurons, seed=lesson.recipe.seed), memory)
 
 
-def tuned(lesson: Lesson, neurons: NeuronSet, memory: dict) -> Learned:
-    """Train a set's slice on top of what the task before left."""
+def tuned(
+    lesson: Lesson, neurons: NeuronSet, memory: Mapping[str, Tensor], *, encoded: Sequence[Encoded] | None = None
+) -> Learned:
+    """Train a set's slice on top of what the task before left, on the task's rows or on those that are given."""
     subject = lesson.subject
+    rows = encode_corpus(subject, lesson.task.train) if encoded is None else encoded
     with lesson.resumed(), trainable_slice(subject, neurons) as trainable:
-        history = train(
-            subject, encode_corpus(subject, lesson.task.train), trainable, lesson.recipe, progress=lesson.progress
-        )
+        history = train(subject, rows, trainable, lesson.recipe, progress=lesson.progress)
         step = Delta(subject.fingerprint, neurons, trainable.values(), trainable.base_values(), history)
         trained = trainable.num_parameters
     return Learned(rebased(lesson, step), trained, memory)
