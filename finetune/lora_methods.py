@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..attribution.encoding import encode_corpus
 from ..neurons.sets import NeuronSet
+from ..neurons.sites import is_transposed
 from ..neurons.subject import Subject
 from .delta import Delta
 from .errors import TuneError
@@ -138,7 +139,10 @@ def _adapters(
     except ImportError as error:
         raise TuneError("the LoRA methods need PEFT: pip install peft") from error
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=paths, lora_dropout=0.0, bias="none")  # pyright: ignore[reportArgumentType]
+    turned = any(is_transposed(subject.model.get_submodule(path)) for path in paths)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=paths, lora_dropout=0.0, bias="none", fan_in_fan_out=turned
+    )  # pyright: ignore[reportArgumentType]
     with subject.quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         tuner = LoraModel(subject.model, {"default": config}, "default")

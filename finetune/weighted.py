@@ -155,7 +155,7 @@ def _scaled(
                 kept.append((entry, now))
                 by = scale.to(now).view([-1 if dim == entry.dim else 1 for dim in range(now.dim())])
                 base = learned.delta.base[entry.key].to(now) if options.of == "changes" else torch.zeros_like(now)
-                entry.write(base + by * (now - base))
+                entry.write(torch.where(by == 1, now, base + by * (now - base)))  # what is not scaled stays bit for bit
         yield
     finally:
         for entry, now in reversed(kept):
