@@ -31,11 +31,20 @@ if TYPE_CHECKING:
     from .corpora.examples import Example as Example
     from .corpora.jsonl import write_jsonl as write_jsonl
     from .corpora.loading import load_corpus as load_corpus
+    from .corpora.o_lora import read_o_lora as read_o_lora
     from .figures.report import report as report
+    from .finetune.continual import continual as continual
+    from .finetune.continual_result import Continual as Continual
     from .finetune.delta import Delta as Delta
     from .finetune.delta_files import load_delta as load_delta
+    from .finetune.location import Location as Location
     from .finetune.retention import Retention as Retention
     from .finetune.retention import compare_tuning as compare_tuning
+    from .finetune.streams import Task as Task
+    from .finetune.streams import tasks_of as tasks_of
+    from .finetune.studies import Sweep as Sweep
+    from .finetune.studies import overlap_ablation as overlap_ablation
+    from .finetune.studies import proportion as proportion
     from .finetune.training import finetune as finetune
     from .finetune.training import finetune_full as finetune_full
     from .neurons.edits import export_silenced as export_silenced
@@ -53,11 +62,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOME = {
     "AtlasError": "neurons.errors",
+    "Continual": "finetune.continual_result",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
     "Delta": "finetune.delta",
     "Effects": "analysis.effects",
     "Example": "corpora.examples",
+    "Location": "finetune.location",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "Reference": "neurons.interventions",
@@ -69,11 +80,14 @@ _HOME = {
     "Study": "analysis.study",
     "Subject": "neurons.subject",
     "SubjectError": "neurons.errors",
+    "Sweep": "finetune.studies",
+    "Task": "finetune.streams",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
     "compare_tuning": "finetune.retention",
+    "continual": "finetune.continual",
     "export_silenced": "neurons.edits",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
@@ -83,12 +97,16 @@ _HOME = {
     "load_delta": "finetune.delta_files",
     "load_model": "neurons.subject",
     "overlap": "analysis.overlap",
+    "overlap_ablation": "finetune.studies",
+    "proportion": "finetune.studies",
+    "read_o_lora": "corpora.o_lora",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
     "report": "figures.report",
     "save": "analysis.study",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
+    "tasks_of": "finetune.streams",
     "write_jsonl": "corpora.jsonl",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..finetune.continual_result import Continual
 from ..finetune.retention import Retention
+from ..finetune.studies import Sweep
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
 from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores
@@ -20,6 +22,7 @@ from .similarity import Similarity
 MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
+    "continual": "neuropolis continual", "sweep": "neuropolis proportion",
 }  # fmt: skip
 
 
@@ -88,6 +91,15 @@ class Study:
     def retention(self) -> Retention:
         """What tuning learned of a new group and forgot of the others."""
         return self.get("retention")
+
+    @property
+    def continual(self) -> Continual:
+        """What methods kept of a stream of tasks."""
+        return self.get("continual")
+
+    def sweep(self, name: str) -> Sweep:
+        """A study of what is tuned: "proportion" or "overlap"."""
+        return self.get("sweep", name)
 
     def check(self, subject: Subject) -> None:
         """Raise AtlasError unless this study is about that subject."""

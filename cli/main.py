@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import ablate, compare, demo, info, locate, report, select, tune
+from . import ablate, compare, continual, demo, info, locate, report, select, sweeps, tune
 from .console import fail
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (demo, locate, select, ablate, tune, compare, report, info):
+for verb in (demo, locate, select, ablate, tune, continual, sweeps, compare, report, info):
     verb.add(app)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -141,8 +141,8 @@ def _adapters(
 
     turned = any(is_transposed(subject.model.get_submodule(path)) for path in paths)
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=paths, lora_dropout=0.0, bias="none", fan_in_fan_out=turned
-    )  # pyright: ignore[reportArgumentType]
+        r=rank, lora_alpha=cast(int, alpha), target_modules=paths, lora_dropout=0.0, bias="none", fan_in_fan_out=turned
+    )
     with subject.quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         tuner = LoraModel(subject.model, {"default": config}, "default")

@@ -39,21 +39,26 @@ def tasks_of(
     train_split: str | None = "auto",
     test_split: str | None = "auto",
     questions: int | None = None,
+    order: Order = None,
 ) -> tuple[Task, ...]:
     """The tasks of a corpus or of several, in the order in which they stand there.
 
     `each="group"` makes every group a task, `each="corpus"` every corpus. Splits are those of `Corpus.part`: "auto"
     takes the rows tagged "train" to train on and those tagged "test" to ask, and every row for both where a corpus has
-    no splits. `questions` keeps at most so many rows of a task's test, drawn by a fixed seed.
+    no splits. `questions` keeps at most so many rows of a task's test, drawn by a fixed seed. An `order` that names tasks
+    (see `in_order`) makes only those.
 
     Raises TuneError for two tasks of one name, and for a task without rows to train on or to ask.
     """
     if each not in ("group", "corpus"):
         raise TuneError(f"unknown way {each!r} to make tasks; each is group or corpus")
     tasks: list[Task] = []
+    wanted = _names_in(order)
     for corpus in (sources,) if isinstance(sources, Corpus) else sources:
         train, test = corpus.part(train_split, auto="train"), corpus.part(test_split, auto="test")
         for name in (corpus.name,) if each == "corpus" else corpus.groups:
+            if wanted is not None and name.casefold() not in wanted:
+                continue
             if each == "corpus":
                 tasks.append(Task(name, train, sampled(test, questions)))
                 continue
@@ -69,6 +74,13 @@ def tasks_of(
     if twice or not tasks:
         raise TuneError(f"two tasks are called {twice[0]!r}; give one another name" if twice else "there is no task")
     return tuple(tasks)
+
+
+def _names_in(order: Order) -> set[str] | None:
+    """The tasks that an order names, without case; None where it names none."""
+    if order in (None, "given", "seeded"):
+        return None
+    return {name.casefold() for name in (ORDERS.get(order, ()) if isinstance(order, str) else order or ())}
 
 
 def sampled(corpus: Corpus, count: int | None) -> Corpus:

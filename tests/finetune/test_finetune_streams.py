@@ -46,6 +46,18 @@ def test_a_task_without_rows_is_named(corpus: Corpus) -> None:
         tasks_of(Corpus((*[e for e in rows if e.group == "dor"], *[e for e in rows if e.group != "dor"]), "gap"))
 
 
+def test_an_order_by_name_makes_only_its_tasks(corpus: Corpus) -> None:
+    """So that a benchmark of which some tasks lack a file can be used for the others."""
+    rows = tuple(e for e in corpus if e.group != "dor" or e.tags["split"] == "test")
+    order = ["Borland", "aland"]
+    tasks = tasks_of(Corpus(rows), order=order)
+    assert [task.name for task in tasks] == ["aland", "borland"]
+    assert in_order(tasks, order, seed=0) == (1, 0)
+    assert len(tasks_of(corpus, order="seeded")) == 3
+    with pytest.raises(TuneError, match="there is no task"):
+        tasks_of(corpus, order="order-1")
+
+
 def test_tasks_of_one_name_are_refused(corpus: Corpus) -> None:
     with pytest.raises(TuneError, match="two tasks are called 'aland'"):
         tasks_of([corpus, corpus])
