@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from .finetune.retention import compare_tuning as compare_tuning
     from .finetune.streams import Task as Task
     from .finetune.streams import tasks_of as tasks_of
-    from .finetune.studies import Sweep as Sweep
     from .finetune.studies import overlap_ablation as overlap_ablation
     from .finetune.studies import proportion as proportion
+    from .finetune.sweep import Sweep as Sweep
     from .finetune.training import finetune as finetune
     from .finetune.training import finetune_full as finetune_full
     from .neurons.edits import export_silenced as export_silenced
@@ -80,7 +80,7 @@ _HOME = {
     "Study": "analysis.study",
     "Subject": "neurons.subject",
     "SubjectError": "neurons.errors",
-    "Sweep": "finetune.studies",
+    "Sweep": "finetune.sweep",
     "Task": "finetune.streams",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",

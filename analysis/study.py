@@ -9,7 +9,7 @@ from typing import Any
 
 from ..finetune.continual_result import Continual
 from ..finetune.retention import Retention
-from ..finetune.studies import Sweep
+from ..finetune.sweep import Sweep
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
 from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores

@@ -26,7 +26,7 @@ from .console import (
 from .continual import planned_accuracy
 
 if TYPE_CHECKING:
-    from ..finetune.studies import Sweep
+    from ..finetune.sweep import Sweep
 
 Out = Annotated[Path, typer.Option("--out", help="Atlas to write; one that is there keeps its other contents.")]
 Train = Annotated[str, typer.Option("--train", help="Groups to train on, with commas.")]

@@ -40,7 +40,6 @@ class _Run:
     known: Corpus | None
     reference: Corpus | None
     location: Location
-    recipe: Recipe
     folder: Path | None
 
     @cached_property
@@ -69,6 +68,15 @@ class _Run:
                 f"accuracy must give bool [{len(corpus)}] for the examples, got {right.dtype} {list(right.shape)}"
             )
         return right
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A method as it is run; the recipe has its rate."""
+
+    method: Learner
+    options: Any
+    recipe: Recipe
 
 
 def continual(
@@ -108,48 +116,63 @@ def continual(
     Raises TuneError for an unknown method, option or order, for a state of other arguments, and what training raises;
     the subject is bit for bit the same afterwards, also after an error.
     """
-    tasks, location = tuple(tasks), location or Location()
-    chosen = [learner_named(name) for name in methods]
-    given = {m.name: options_of(m, (options or {}).get(m.name, {})) for m in chosen}
-    rates = {m.name: (lrs or {}).get(m.name, m.lr) for m in chosen}
-    _none_unused("lrs", lrs, methods)
-    _none_unused("options", options, methods)
-    orders = {seed: in_order(tasks, order, seed=seed) for seed in seeds}
-    if not chosen or not orders or len(set(methods)) < len(methods) or len(orders) < len(tuple(seeds)):
-        raise TuneError("give at least one method and one seed, each once")
-    tasks, orders = _used(tasks, orders)
     recipe = Recipe(1.0, steps, epochs, batch_size, weight_decay)
-    arguments = _arguments(subject, tasks, order, known, reference, location, recipe)
-    folder = open_state(state, arguments, {m.name: {"lr": rates[m.name], **asdict(given[m.name])} for m in chosen})
-    run = _Run(subject, tasks, accuracy, known, reference, location, recipe, folder)
-    untouched, known_before = torch.tensor([run.share(task) for task in tasks]), run.known_share()
-    done = _Counter(progress, len(chosen) * len(orders) * sum(recipe.num_steps(len(t.train)) for t in tasks))
-    found: dict[str, list[list[Stage]]] = {m.name: [] for m in chosen}
+    plans = _plans(methods, lrs or {}, options or {}, recipe)
+    orders = {seed: in_order(tasks, order, seed=seed) for seed in seeds}
+    if not orders or len(orders) < len(tuple(seeds)):
+        raise TuneError("give at least one seed, and each once")
+    tasks, orders = _used(tuple(tasks), orders)
+    where = location or Location()
+    arguments = _arguments(subject, tasks, order, known, reference, where, recipe)
+    folder = open_state(state, arguments, {p.method.name: {"lr": p.recipe.lr, **asdict(p.options)} for p in plans})
+    run = _Run(subject, tasks, accuracy, known, reference, where, folder)
+    untouched, known_before = [run.share(task) for task in tasks], run.known_share()
+    done = _Counter(progress, len(plans) * len(orders) * sum(recipe.num_steps(len(t.train)) for t in tasks))
+    found: dict[str, list[list[Stage]]] = {plan.method.name: [] for plan in plans}
     for seed, places in orders.items():
-        for m in chosen:
-            stages = _sequence(run, m, places, seed, rates[m.name], given[m.name], done)
-            found[m.name].append(stages)
+        for plan in plans:
+            stages = _sequence(run, plan, places, seed, done)
+            found[plan.method.name].append(stages)
             if tell is not None:
-                last = stages[-1]
-                tell(f"{m.name}, seed {seed}: {100 * sum(last.row) / len(last.row):.1f} % right at the end")
+                right = 100 * sum(stages[-1].row) / len(stages[-1].row)
+                tell(f"{plan.method.name}, seed {seed}: {right:.1f} % right at the end")
+    sequences = list(found.values())
+    origin = {
+        **arguments, "lrs": {p.method.name: p.recipe.lr for p in plans},
+        "options": {p.method.name: asdict(p.options) for p in plans},
+        "num_questions": {task.name: len(task.test) for task in tasks},
+        "num_known": 0 if known is None else len(known), "versions": library_versions(),
+    }  # fmt: skip
     return Continual(
-        subject.fingerprint, tuple(methods), tuple(task.name for task in tasks), tuple(orders),
+        subject.fingerprint, tuple(found), tuple(task.name for task in tasks), tuple(orders),
         torch.tensor(list(orders.values())),
-        torch.tensor([[[stage.row for stage in stages] for stages in found[m.name]] for m in chosen]), untouched,
-        torch.tensor([[[stage.known for stage in stages] for stages in found[m.name]] for m in chosen]), known_before,
-        torch.tensor([found[m.name][0][-1].trained for m in chosen]),
-        {
-            **arguments, "lrs": rates, "options": {name: asdict(one) for name, one in given.items()},
-            "num_questions": {task.name: len(task.test) for task in tasks},
-            "num_known": 0 if known is None else len(known), "versions": library_versions(),
-        },
+        torch.tensor([[[stage.row for stage in stages] for stages in one] for one in sequences]),
+        torch.tensor(untouched),
+        torch.tensor([[[stage.known for stage in stages] for stages in one] for one in sequences]), known_before,
+        torch.tensor([one[0][-1].trained for one in sequences]), origin,
     )  # fmt: skip
 
 
-def _sequence(
-    run: _Run, method: Learner, places: tuple[int, ...], seed: int, lr: float, options: Any, done: _Counter
-) -> list[Stage]:
+def _plans(
+    methods: Sequence[str], lrs: Mapping[str, float], options: Mapping[str, Mapping[str, Any]], recipe: Recipe
+) -> list[_Plan]:
+    """The methods with their rates and options, checked before anything is trained."""
+    for name, given in (("lrs", lrs), ("options", options)):
+        unused = [key for key in given if key not in methods]
+        if unused:
+            raise TuneError(f"{name} names {unused[0]!r}, which is none of the methods {', '.join(methods)}")
+    if not methods or len(set(methods)) < len(methods):
+        raise TuneError("give at least one method, and each once")
+    chosen = [learner_named(name) for name in methods]
+    return [
+        _Plan(one, options_of(one, options.get(one.name, {})), replace(recipe, lr=lrs.get(one.name, one.lr)))
+        for one in chosen
+    ]
+
+
+def _sequence(run: _Run, plan: _Plan, places: tuple[int, ...], seed: int, done: _Counter) -> list[Stage]:
     """One method over the whole stream from one seed, going on where a state folder says that it stopped."""
+    method = plan.method
     folder = Folder(None if run.folder is None else run.folder / method.name / f"seed-{seed}")
     stream = tuple(run.tasks[place] for place in places)
     stages = folder.stages()
@@ -158,13 +181,13 @@ def _sequence(
         stages = []  # the result is there and what was learned is not: only from the start is it the same sequence
     owed = 0
     for place, task in enumerate(stream):
-        owed += run.recipe.num_steps(len(task.train))  # a method that waits for the last stage trains for all then
+        owed += plan.recipe.num_steps(len(task.train))  # a method that waits for the last stage trains for all then
         if place < len(stages):
             owed = done.add(owed)
             continue
-        recipe = replace(run.recipe, lr=lr, seed=1000 * seed + place)
+        recipe = replace(plan.recipe, seed=1000 * seed + place)
         lesson = Lesson(
-            run.subject, stream, place, recipe, run.location, options, learned, run.reference,
+            run.subject, stream, place, recipe, run.location, plan.options, learned, run.reference,
             lambda: run.reference_scores, done.inner,
         )  # fmt: skip
         learned = method.learn(lesson)
@@ -201,12 +224,6 @@ def _used(
     return tuple(tasks[place] for place in used), {
         seed: tuple(renumbered[place] for place in places) for seed, places in orders.items()
     }
-
-
-def _none_unused(name: str, given: Mapping[str, Any] | None, methods: Sequence[str]) -> None:
-    unused = [key for key in given or {} if key not in methods]
-    if unused:
-        raise TuneError(f"{name} names {unused[0]!r}, which is none of the methods {', '.join(methods)}")
 
 
 def _arguments(

@@ -80,14 +80,18 @@ def open_state(state: str | Path | None, arguments: Mapping[str, Any], methods: 
     if folder.exists() and not (folder / "run.json").is_file() and any(folder.iterdir()):
         raise TuneError(f"{folder} exists and holds no run of this kind; choose another folder for the state")
     folder.mkdir(parents=True, exist_ok=True)
-    _same(folder / "run.json", arguments)
+    _same(folder / "run.json", arguments, "repeat the run with the arguments it began with, or choose another folder")
     for name, options in methods.items():
         (folder / name).mkdir(exist_ok=True)
-        _same(folder / name / "method.json", options, of=f" for method {name!r}")
+        _same(
+            folder / name / "method.json",
+            options,
+            "choose another folder, or remove this one to learn by the method anew",
+        )
     return folder
 
 
-def _same(file: Path, arguments: Mapping[str, Any], of: str = "") -> None:
+def _same(file: Path, arguments: Mapping[str, Any], advice: str) -> None:
     now = json.loads(json.dumps(arguments))
     if not file.is_file():
         write_whole(file, json.dumps(now, indent=1).encode())
@@ -96,8 +100,7 @@ def _same(file: Path, arguments: Mapping[str, Any], of: str = "") -> None:
     for key in dict.fromkeys([*then, *now]):
         if then.get(key) != now.get(key):
             raise TuneError(
-                f"{file.parent} holds a run with another {key}{of}: {_short(then.get(key))}, now "
-                f"{_short(now.get(key))}; repeat the run with the arguments it began with, or choose another folder"
+                f"{file.parent} holds a run with another {key}: {_short(then.get(key))}, now {_short(now.get(key))}; {advice}"
             )
 
 

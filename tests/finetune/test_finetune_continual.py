@@ -201,7 +201,10 @@ def test_methods_and_seeds_can_be_added_to_a_run(corpus: Corpus, tmp_path: Path)
     [
         ({"steps": 3}, "holds a run with another steps: 2, now 3; repeat the run"),
         ({"location": Location(top=5, layers=(1,))}, "another location"),
-        ({"lrs": {"ncft": 0.5}}, "another lr for method 'ncft': 0.0003, now 0.5"),
+        (
+            {"lrs": {"ncft": 0.5}},
+            "s/ncft holds a run with another lr: 0.0003, now 0.5; choose another folder, or remove this one",
+        ),
     ],
 )
 def test_other_arguments_are_refused(corpus: Corpus, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -238,7 +241,9 @@ def test_what_is_learned_is_read_back(corpus: Corpus, tmp_path: Path) -> None:
     [
         ({"methods": ("sgd",)}, "unknown method 'sgd'; methods are"),
         ({"methods": ()}, "at least one method"),
-        ({"methods": ("ncft", "ncft")}, "each once"),
+        ({"methods": ("ncft", "ncft")}, "at least one method, and each once"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"lrs": {"ncft": -1.0}}, "lr must be above 0, got -1.0"),
         ({"lrs": {"full": 1.0}}, "lrs names 'full', which is none of the methods ncft"),
         ({"options": {"ncft": {"rank": 3}}}, "method 'ncft' has no option 'rank'; it has none"),
         ({"accuracy": lambda *_: torch.ones(1)}, r"accuracy must give bool \[2\]"),

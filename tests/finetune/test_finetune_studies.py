@@ -10,13 +10,13 @@ from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.errors import TuneError
 from neuropolis.finetune.location import Location
 from neuropolis.finetune.studies import (
-    Sweep,
     chance_jaccard,
     jaccard_index,
     mixed_set,
     overlap_ablation,
     proportion,
 )
+from neuropolis.finetune.sweep import Sweep
 from neuropolis.neurons.atlas import Atlas, write_atlas
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
