@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..attribution.encoding import Encoded, encode_corpus
@@ -28,9 +29,18 @@ def ncft(lesson: Lesson) -> Learned:
 
 @learner("random", lr=3e-4)
 def random_neurons(lesson: Lesson) -> Learned:
-    """NCFT with, in each layer, as many random neurons as the task's own set has there, drawn from outside that set."""
+    """NCFT with, in each layer, as many random neurons as the task's own set has there, drawn from outside that set.
+
+    Where the location keeps tasks' sets apart, they are drawn from outside the earlier random sets too.
+    """
     neurons, memory = locate(lesson)
-    return tuned(lesson, NeuronSet.random(neurons, seed=lesson.recipe.seed), memory)
+    earlier = lesson.kept("drawn")
+    avoid = None
+    if earlier is not None and lesson.location.apart:
+        avoid = NeuronSet(neurons.site, neurons.subject, earlier.any(dim=0))
+    drawn = NeuronSet.random(neurons, seed=lesson.recipe.seed, avoid=avoid)
+    masks = drawn.mask[None] if earlier is None else torch.cat([earlier, drawn.mask[None]])
+    return tuned(lesson, drawn, {**memory, "drawn": masks})
 
 
 def tuned(

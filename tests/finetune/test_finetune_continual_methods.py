@@ -84,6 +84,16 @@ def test_random_neurons_match_the_set_by_layer(corpus: Corpus) -> None:
     assert not bool((own.delta.neurons & drawn.delta.neurons).mask.any())
 
 
+def test_random_sets_keep_apart_as_the_located_ones_do(corpus: Corpus) -> None:
+    subject = build("llama")
+    where = replace(WHERE, apart=True)
+    first = learn(subject, corpus, "random", location=where)
+    second = learn(subject, corpus, "random", 1, first, location=where)
+    one, two = second.memory["drawn"]
+    assert int(one.sum()) == int(two.sum()) == 6
+    assert not bool((one & two).any())
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
 def test_lora_is_the_product_of_its_factors(corpus: Corpus, family: str) -> None:
     """What PEFT's modules compute while they are on is what the delta computes when they are gone."""
