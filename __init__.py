@@ -47,14 +47,23 @@ if TYPE_CHECKING:
     from .corpora.examples import Example as Example
     from .corpora.jsonl import write_jsonl as write_jsonl
     from .corpora.loading import load_corpus as load_corpus
+    from .corpora.o_lora import read_o_lora as read_o_lora
     from .figures.report import report as report
     from .finetune.algebra import stack_deltas as stack_deltas
+    from .finetune.continual import continual as continual
+    from .finetune.continual_result import Continual as Continual
     from .finetune.delta import Delta as Delta
     from .finetune.delta_files import load_delta as load_delta
     from .finetune.errors import DeltaError as DeltaError
     from .finetune.errors import TuneError as TuneError
+    from .finetune.location import Location as Location
     from .finetune.retention import Retention as Retention
     from .finetune.retention import compare_tuning as compare_tuning
+    from .finetune.streams import Task as Task
+    from .finetune.streams import tasks_of as tasks_of
+    from .finetune.studies import overlap_ablation as overlap_ablation
+    from .finetune.studies import proportion as proportion
+    from .finetune.sweep import Sweep as Sweep
     from .finetune.trainer import prepared as prepared
     from .finetune.training import finetune as finetune
     from .finetune.training import finetune_full as finetune_full
@@ -75,6 +84,7 @@ _HOME = {
     "AtlasError": "neurons.errors",
     "Checkpoint": "attribution.resume",
     "CheckpointError": "attribution.resume",
+    "Continual": "finetune.continual_result",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
     "Delta": "finetune.delta",
@@ -84,6 +94,7 @@ _HOME = {
     "Fidelity": "attribution.fidelity_result",
     "Importance": "attribution.importance",
     "Located": "attribution.located",
+    "Location": "finetune.location",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "Reference": "neurons.interventions",
@@ -97,12 +108,15 @@ _HOME = {
     "Study": "analysis.study",
     "Subject": "neurons.subject",
     "SubjectError": "neurons.errors",
+    "Sweep": "finetune.sweep",
+    "Task": "finetune.streams",
     "TuneError": "finetune.errors",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
     "compare_tuning": "finetune.retention",
+    "continual": "finetune.continual",
     "evaluated": "attribution.exact",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
@@ -117,9 +131,12 @@ _HOME = {
     "load_delta": "finetune.delta_files",
     "load_model": "neurons.subject",
     "overlap": "analysis.overlap",
+    "overlap_ablation": "finetune.studies",
     "permutation": "attribution.permutation",
     "prepared": "finetune.trainer",
     "preset": "attribution.presets",
+    "proportion": "finetune.studies",
+    "read_o_lora": "corpora.o_lora",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
     "report": "figures.report",
@@ -129,6 +146,7 @@ _HOME = {
     "stability": "attribution.stability",
     "stable": "attribution.stability",
     "stack_deltas": "finetune.algebra",
+    "tasks_of": "finetune.streams",
     "write_jsonl": "corpora.jsonl",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

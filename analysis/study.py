@@ -9,7 +9,9 @@ from typing import Any
 
 from ..attribution import importance as _importance  # noqa: F401  (its records are registered on import)
 from ..attribution.fidelity_result import Fidelity
+from ..finetune.continual_result import Continual
 from ..finetune.retention import Retention
+from ..finetune.sweep import Sweep
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
 from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores
@@ -24,6 +26,7 @@ MADE_BY = {
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "importance": "neuropolis locate --preset fuxitranyu",
     "fidelity": "neuropolis fidelity",
+    "continual": "neuropolis continual", "sweep": "neuropolis proportion",
 }  # fmt: skip
 
 
@@ -97,6 +100,15 @@ class Study:
     def fidelity(self) -> Fidelity:
         """How far methods' scores can be trusted."""
         return self.get("fidelity")
+
+    @property
+    def continual(self) -> Continual:
+        """What methods kept of a stream of tasks."""
+        return self.get("continual")
+
+    def sweep(self, name: str) -> Sweep:
+        """A study of what is tuned: "proportion" or "overlap"."""
+        return self.get("sweep", name)
 
     def check(self, subject: Subject) -> None:
         """Raise AtlasError unless this study is about that subject."""

@@ -9,6 +9,7 @@ from typing import Any
 from .bundled import polis, polis_new, polis_tasks
 from .examples import Corpus, CorpusError, Example
 from .jsonl import read_jsonl
+from .o_lora import is_o_lora, read_o_lora
 from .rows import parse_row
 
 BUNDLED = {"polis": polis, "polis-new": polis_new, "polis-tasks": polis_tasks}
@@ -21,6 +22,8 @@ def load_corpus(
     source: Source, *, by: str | None = None, split: str | None = None, groups: Iterable[str] | str | None = None
 ) -> Corpus:
     """A corpus from a path to a JSON Lines file, `bundled:NAME`, a corpus, or an iterable of examples or rows.
+
+    A folder is read as a benchmark in O-LoRA's layout (see `o_lora`).
 
     `split` keeps the examples with that value of the tag `split`; `by` regroups by a tag (`task`, `language`, ...);
     then `groups` keeps these groups, in terms of the new ones. Raises CorpusError on an unknown name or a bad row.
@@ -39,7 +42,7 @@ def _read(source: Source) -> Corpus:
     if isinstance(source, str) and source.startswith(PREFIX):
         return _bundled(source)
     if isinstance(source, str | os.PathLike):
-        return read_jsonl(source)
+        return read_o_lora(source) if is_o_lora(source) else read_jsonl(source)
     if isinstance(source, Mapping | Example | bytes) or not isinstance(source, Iterable):
         raise CorpusError(
             f"expected a path, {PREFIX}NAME, a Corpus or a list of examples, "

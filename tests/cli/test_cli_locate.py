@@ -75,7 +75,7 @@ def test_the_same_command_goes_on_after_an_interruption(
     with monkeypatch.context() as patch:
         interrupt_after(3, patch)
         said = run(*LOCATE, "--checkpoint", "run", "--checkpoint-every", "0", fails=True)
-    assert said == "error: interrupted; the same command goes on from run"
+    assert said == "stopped: the same command goes on from run"
     assert not (tmp_path / "study.h5").exists()
     said = run(*LOCATE, "--checkpoint", "run", "--tokens", "max", fails=True)
     assert "run is the checkpoint of another run: readings is ['taylor mlp sum'] there" in said
@@ -87,7 +87,7 @@ def test_the_same_command_goes_on_after_an_interruption(
 def test_an_interruption_before_anything_was_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_after(1, monkeypatch)
     said = run(*LOCATE, "--checkpoint", "run", fails=True)
-    assert said.startswith("error: interrupted; study.h5 is as it was. --checkpoint FILE lets the same command go on")
+    assert said.startswith("stopped: study.h5 is as it was; --checkpoint FILE lets the same command go on")
 
 
 def test_a_model_beyond_memory(run: Run, subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
