@@ -10,8 +10,11 @@ from .bundled import polis, polis_new, polis_tasks
 from .examples import Corpus, CorpusError, Example
 from .jsonl import read_jsonl
 from .rows import parse_row
+from .translations import polis_new_translations
 
-BUNDLED = {"polis": polis, "polis-new": polis_new, "polis-tasks": polis_tasks}
+BUNDLED = {
+    "polis": polis, "polis-new": polis_new, "polis-tasks": polis_tasks, "polis-new-translations": polis_new_translations,
+}  # fmt: skip
 PREFIX = "bundled:"
 
 Source = str | os.PathLike[str] | Corpus | Iterable[Example | Mapping[str, Any]]
