@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..finetune.compare_translation import TranslationTable
 from ..finetune.retention import Retention
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
 from ..neurons.errors import AtlasError
@@ -88,6 +89,11 @@ class Study:
     def retention(self) -> Retention:
         """What tuning learned of a new group and forgot of the others."""
         return self.get("retention")
+
+    @property
+    def translations(self) -> dict[str, TranslationTable]:
+        """What tuning learned and lost in translation, by name."""
+        return {name: self.get("translations", name) for name in self.names("translations")}
 
     def check(self, subject: Subject) -> None:
         """Raise AtlasError unless this study is about that subject."""
