@@ -75,9 +75,8 @@ def parallel_corpus(
     """Translations from two files whose lines belong together, line by line (the layout of Moses, OPUS and Tatoeba).
 
     The prompt is `template` with the gaps source, target and text; the answer is `space` and the other file's line.
-    Lines go to train, dev and test in turn by `shares`, so that neighbours, which are often variants of one sentence,
-    are spread alike in every pair. `max_characters` leaves out pairs with a longer side. A line that stands twice among
-    the sources is taken once.
+    Lines are dealt out to train, dev and test by `shares`, evenly over the file and alike in every pair. Pairs with a side
+    of more than `max_characters` are left out, and so is an empty line. Of a source line that stands twice the first counts.
 
     Raises CorpusError when the files differ in length or hold no pair.
     """
@@ -87,8 +86,10 @@ def parallel_corpus(
             f"{source_file} has {len(sides[0])} lines, {target_file} {len(sides[1])}; expected files that are aligned line by line"
         )
     limit = max_characters or max(map(len, sides[0] + sides[1]), default=0)
-    pairs = dict(reversed([(a.strip(), b.strip()) for a, b in zip(*sides, strict=True)]))
-    kept = [(a, b) for a, b in reversed(pairs.items()) if a and b and max(len(a), len(b)) <= limit]
+    pairs: dict[str, str] = {}
+    for text, translation in zip(*sides, strict=True):
+        pairs.setdefault(text.strip(), translation.strip())
+    kept = [(a, b) for a, b in pairs.items() if a and b and max(len(a), len(b)) <= limit]
     examples = tuple(
         Example(
             id=f"{source}-{target}/{number}",
@@ -103,7 +104,7 @@ def parallel_corpus(
 
 
 def _split(number: int, shares: Sequence[float]) -> str:
-    """The split of a line: lines are dealt out so that after every one each split is as near its share as it can be."""
+    """The split of a line."""
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
         raise CorpusError(f"shares of train, dev and test are {tuple(shares)}; expected three that sum to 1")
     train, dev, _ = shares
