@@ -185,6 +185,15 @@ def test_other_folders_are_refused(tmp_path: Path, corpus: Corpus) -> None:
         load_routed_delta(tmp_path / "nothing")
 
 
+def test_another_delta_in_its_place_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    subject = build("llama")
+    folder = made(subject, corpus).save(tmp_path / "routed")
+    other = finetune(subject, corpus, by_hand(subject).of("en-es"), lr=0.01, steps=1)
+    other.save(folder / "delta")
+    with pytest.raises(DeltaError, match=r"delta/config.json is missing, truncated or altered"):
+        load_routed_delta(folder)
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     import safetensors.torch
 

@@ -29,7 +29,7 @@ def corpus() -> Corpus:
         Example(
             f"{pair}/{g}/{k}",
             pair,
-            f"{k} of {g} is" + " tea" * long,
+            f"{k} of {g} is" + " tea" * (4 * long),
             f" {a}",
             tags={"language": "en", "target": pair[-2:]},
         )
@@ -47,7 +47,7 @@ def test_a_translation_does_not_depend_on_its_batch(family: str, corpus: Corpus)
     for example in corpus:
         ids = torch.tensor([subject.tokenizer(str(example.prompt)).input_ids])
         with torch.no_grad():
-            for _ in range(5):
+            for _ in range(12):
                 following = subject.model(ids).logits[:, -1].argmax(dim=-1, keepdim=True)
                 if int(following) == 1:  # end of text, as the configuration says
                     break
@@ -55,8 +55,8 @@ def test_a_translation_does_not_depend_on_its_batch(family: str, corpus: Corpus)
         start = len(subject.tokenizer(str(example.prompt)).input_ids)
         alone.append(subject.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip())
     subject.tokenizer.add_special_tokens({"eos_token": "<end>"})
-    assert translate(subject, corpus, max_new_tokens=5, batch_size=4) == alone
-    assert translate(subject, corpus, max_new_tokens=5, batch_size=1) == alone
+    assert translate(subject, corpus, max_new_tokens=12, batch_size=12) == alone
+    assert translate(subject, corpus, max_new_tokens=12, batch_size=1) == alone
     assert len(set(alone)) > 1
 
 
