@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -143,7 +143,7 @@ def compare_translation(
         rows: list[Tensor] = []
         counts: list[int] = []
         for seed in seeds:
-            recipe = Recipe(rates[method], steps, batch_size=batch_size, seed=seed)
+            recipe = Recipe(lr=rates[method], steps=steps, batch_size=batch_size, seed=seed)
             with ways.tuned(subject, method, recipe) as (tuned, count):
                 rows.append(measure(tuned))
                 counts.append(count)
@@ -197,7 +197,9 @@ class _Ways:
             rank = self.rank or lora_rank(subject, _slice_size(subject, self.chosen))
             yield tuned_lora(subject, self.lesson, rank, recipe)
             return
-        arguments: Any = {**asdict(recipe), "split": None}
+        arguments: Any = {
+            "lr": recipe.lr, "steps": recipe.steps, "batch_size": recipe.batch_size, "seed": recipe.seed, "split": None,
+        }  # fmt: skip
         if method == "landermt":
             delta = landermt(subject, self.lesson, self.neurons, **arguments)
         elif method == "full":

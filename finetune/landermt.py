@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .errors import TuneError
 from .routing import Gates, open_gates, routed, trainable_gates
 from .slices import Entry
 from .trainable import Trainable, trainable_slice
-from .training import Progress, Recipe, Schedule, train
+from .training import Progress, Recipe, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def landermt(
     batch_size: int = 16,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
-    schedule: Schedule = "cosine",
+    schedule: Literal["cosine", "constant"] = "cosine",
     warmup: float = 0.1,
     seed: int = 0,
     split: str | None = "auto",
@@ -94,7 +95,10 @@ def landermt(
 
     Raises SetError when a pair has no neurons in `neurons`, and what `finetune` raises.
     """
-    recipe = Recipe(lr, steps, epochs, batch_size, weight_decay, clip, schedule, warmup, seed)
+    recipe = Recipe(
+        lr=lr, steps=steps, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay, clip=clip, schedule=schedule,
+        warmup=warmup, seed=seed,
+    )  # fmt: skip
     rows = corpus.part(split, auto="train")
     gates = trainable_gates(open_gates(subject, neurons.roles(rows.groups)), device=subject.device)
     chosen = neurons.of(*rows.groups)
