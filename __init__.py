@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from .attribution.fidelity import fidelity as fidelity
     from .attribution.fidelity_result import Fidelity as Fidelity
     from .attribution.importance import Importance as Importance
+    from .attribution.language_pairs import PairNeurons as PairNeurons
+    from .attribution.language_pairs import pair_neurons as pair_neurons
+    from .attribution.layer_change import LayerChange as LayerChange
+    from .attribution.layer_change import relevant_layers as relevant_layers
     from .attribution.located import Located as Located
     from .attribution.methods import register_method as register_method
     from .attribution.permutation import Significance as Significance
@@ -48,14 +52,21 @@ if TYPE_CHECKING:
     from .corpora.jsonl import write_jsonl as write_jsonl
     from .corpora.loading import load_corpus as load_corpus
     from .corpora.o_lora import read_o_lora as read_o_lora
+    from .corpora.translations import language_pairs as language_pairs
+    from .corpora.translations import parallel_corpus as parallel_corpus
     from .figures.report import report as report
     from .finetune.algebra import stack_deltas as stack_deltas
+    from .finetune.compare_translation import TranslationTable as TranslationTable
+    from .finetune.compare_translation import compare_translation as compare_translation
     from .finetune.continual import continual as continual
     from .finetune.continual_result import Continual as Continual
     from .finetune.delta import Delta as Delta
     from .finetune.delta_files import load_delta as load_delta
     from .finetune.errors import DeltaError as DeltaError
     from .finetune.errors import TuneError as TuneError
+    from .finetune.landermt import RoutedDelta as RoutedDelta
+    from .finetune.landermt import landermt as landermt
+    from .finetune.landermt_files import load_routed_delta as load_routed_delta
     from .finetune.location import Location as Location
     from .finetune.retention import Retention as Retention
     from .finetune.retention import compare_tuning as compare_tuning
@@ -67,6 +78,7 @@ if TYPE_CHECKING:
     from .finetune.trainer import prepared as prepared
     from .finetune.training import finetune as finetune
     from .finetune.training import finetune_full as finetune_full
+    from .finetune.translation import translate as translate
     from .neurons.edits import export_silenced as export_silenced
     from .neurons.errors import AtlasError as AtlasError
     from .neurons.errors import SetError as SetError
@@ -93,12 +105,15 @@ _HOME = {
     "Example": "corpora.examples",
     "Fidelity": "attribution.fidelity_result",
     "Importance": "attribution.importance",
+    "LayerChange": "attribution.layer_change",
     "Located": "attribution.located",
     "Location": "finetune.location",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
+    "PairNeurons": "attribution.language_pairs",
     "Reference": "neurons.interventions",
     "Retention": "finetune.retention",
+    "RoutedDelta": "finetune.landermt",
     "Scores": "neurons.scores",
     "SetError": "neurons.errors",
     "Significance": "attribution.permutation",
@@ -110,11 +125,13 @@ _HOME = {
     "SubjectError": "neurons.errors",
     "Sweep": "finetune.sweep",
     "Task": "finetune.streams",
+    "TranslationTable": "finetune.compare_translation",
     "TuneError": "finetune.errors",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
+    "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
     "evaluated": "attribution.exact",
@@ -125,13 +142,18 @@ _HOME = {
     "finetune_full": "finetune.training",
     "in_common": "attribution.selection",
     "intervene": "neurons.interventions",
+    "landermt": "finetune.landermt",
+    "language_pairs": "corpora.translations",
     "lape_sets": "attribution.entropy",
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",
     "load_model": "neurons.subject",
+    "load_routed_delta": "finetune.landermt_files",
     "overlap": "analysis.overlap",
     "overlap_ablation": "finetune.studies",
+    "pair_neurons": "attribution.language_pairs",
+    "parallel_corpus": "corpora.translations",
     "permutation": "attribution.permutation",
     "prepared": "finetune.trainer",
     "preset": "attribution.presets",
@@ -139,6 +161,7 @@ _HOME = {
     "read_o_lora": "corpora.o_lora",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
+    "relevant_layers": "attribution.layer_change",
     "report": "figures.report",
     "save": "analysis.study",
     "select": "attribution.selection",
@@ -147,6 +170,7 @@ _HOME = {
     "stable": "attribution.stability",
     "stack_deltas": "finetune.algebra",
     "tasks_of": "finetune.streams",
+    "translate": "finetune.translation",
     "write_jsonl": "corpora.jsonl",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..attribution import importance as _importance  # noqa: F401  (its records are registered on import)
 from ..attribution.fidelity_result import Fidelity
+from ..finetune.compare_translation import TranslationTable
 from ..finetune.continual_result import Continual
 from ..finetune.retention import Retention
 from ..finetune.sweep import Sweep
@@ -109,6 +110,10 @@ class Study:
     def sweep(self, name: str) -> Sweep:
         """A study of what is tuned: "proportion" or "overlap"."""
         return self.get("sweep", name)
+
+    def translations(self) -> dict[str, TranslationTable]:
+        """What tuning learned and lost in translation, by name."""
+        return {name: self.get("translations", name) for name in self.names("translations")}
 
     def check(self, subject: Subject) -> None:
         """Raise AtlasError unless this study is about that subject."""

@@ -11,8 +11,11 @@ from .examples import Corpus, CorpusError, Example
 from .jsonl import read_jsonl
 from .o_lora import is_o_lora, read_o_lora
 from .rows import parse_row
+from .translations import polis_new_translations
 
-BUNDLED = {"polis": polis, "polis-new": polis_new, "polis-tasks": polis_tasks}
+BUNDLED = {
+    "polis": polis, "polis-new": polis_new, "polis-tasks": polis_tasks, "polis-new-translations": polis_new_translations,
+}  # fmt: skip
 PREFIX = "bundled:"
 
 Source = str | os.PathLike[str] | Corpus | Iterable[Example | Mapping[str, Any]]

@@ -170,9 +170,10 @@ def in_place_of(folder: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.absolute().parent))
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
         _exchange(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise DeltaError(

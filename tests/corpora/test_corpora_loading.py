@@ -20,7 +20,7 @@ def test_bundled_corpora():
 def test_unknown_bundled_name_lists_the_known_ones():
     with pytest.raises(CorpusError) as caught:
         load_corpus("bundled:metropolis")
-    known = "bundled:polis, bundled:polis-new, bundled:polis-tasks"
+    known = "bundled:polis, bundled:polis-new, bundled:polis-tasks, bundled:polis-new-translations"
     assert str(caught.value) == f"no bundled corpus 'metropolis'; there are {known}"
 
 
