@@ -9,6 +9,7 @@ from typing import Any
 
 from ..attribution import importance as _importance  # noqa: F401  (its records are registered on import)
 from ..attribution.fidelity_result import Fidelity
+from ..attribution.stability import Stability
 from ..finetune.compare_translation import TranslationTable
 from ..finetune.continual_result import Continual
 from ..finetune.retention import Retention
@@ -26,7 +27,7 @@ MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "importance": "neuropolis locate --preset fuxitranyu",
-    "fidelity": "neuropolis fidelity",
+    "fidelity": "neuropolis fidelity", "stability": "neuropolis stability",
     "continual": "neuropolis continual", "sweep": "neuropolis proportion",
 }  # fmt: skip
 
@@ -101,6 +102,11 @@ class Study:
     def fidelity(self) -> Fidelity:
         """How far methods' scores can be trusted."""
         return self.get("fidelity")
+
+    @property
+    def stability(self) -> Stability:
+        """How far a selection moves when one thing about it is changed."""
+        return self.get("stability")
 
     @property
     def continual(self) -> Continual:

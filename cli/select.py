@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,32 +31,53 @@ def select(
     scope: Annotated[
         str, typer.Option(help="The share is taken of all layers together (global) or of each (layer).")
     ] = "global",
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Instead of the top: neurons that stand out at this level when group labels are shuffled."),
+    ] = None,
+    correction: Annotated[
+        str, typer.Option(help="With --alpha: family, discoveries or none (each neuron alone).")
+    ] = "family",
+    stable: Annotated[
+        float | None,
+        typer.Option(help="Instead of the top itself: what is in it in this share of random halves of the items."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --alpha or --stable: seed of the shuffles or halves.")] = 0,
     layers: Annotated[str | None, typer.Option(help="From these layers only: 2-3 or 0,5,7.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this atlas instead of back to the study.")] = None,
 ) -> None:
     from ..analysis.study import load, save
+    from ..attribution.permutation import permutation
     from ..attribution.selection import CONTRASTS
     from ..attribution.selection import select as choose
+    from ..attribution.stability import stable as frequencies
 
     if contrast not in (*CONTRASTS, "none"):
         fail(f"unknown contrast {contrast!r}; contrasts are {registered()['contrasts']}")
     opened = load(study)
     scores = _scores(opened, method)
-    sets = choose(
-        scores,
-        top=share(top),
-        contrast=None if contrast == "none" else contrast,
-        by=by,
-        scope=scope,
-        layers=layer_range(layers),
-    )
+    chosen = {"contrast": None if contrast == "none" else contrast, "by": by}
+    if (alpha is not None or stable is not None) and (layers is not None or scope != "global"):
+        fail("--layers and --scope go with the top alone; leave them out with --alpha and --stable")
+    if alpha is not None and stable is not None:
+        fail("--alpha and --stable are two ways to choose; give one")
+    if alpha is not None:
+        sets = permutation(scores, by=by, seed=seed, draws=max(200, ceil(2 / alpha))).sets(alpha, correction=correction)  # pyright: ignore[reportArgumentType]
+        how = f"level {alpha:g} by permutation, correction {correction}"
+    elif stable is not None:
+        found = frequencies(scores, top=share(top), seed=seed, **chosen)
+        sets = found.sets(stable)
+        how = f"in the top {top} of {stable:.0%} of {found.resamples} halves, {contrast} contrast"
+    else:
+        sets = choose(scores, top=share(top), scope=scope, layers=layer_range(layers), **chosen)
+        how = f"{contrast} contrast, top {top}"
     target = out or study
     if target == study:
         save(target, sets)
     else:
         save(target, scores, sets, subject=opened.subject)
     depth = next(iter(sets.values())).num_layers
-    say(f"{scores.site} neurons by layer ({scores.method}, {contrast} contrast, top {top})")
+    say(f"{scores.site} neurons by layer ({scores.method}, {how})")
     table(["group", "all", *map(str, range(depth))], [[g, len(s), *s.per_layer.tolist()] for g, s in sets.items()])
     name = opened.subject.get("name", "MODEL")
     if opened.has("effects") and target == study:

@@ -235,3 +235,24 @@ def test_a_folder_is_no_file_to_write(run: Run, folder: Path) -> None:
     assert "it is a folder" in run("locate", "model", "--data", "my.jsonl", "--out", ".", fails=True)
     run("locate", "model", "--data", "my.jsonl", "--out", "study.h5")
     assert "it is a folder" in run("report", "study.h5", "--out", str(folder), fails=True)
+
+
+def test_selection_by_permutation_and_by_stability(run: Run) -> None:
+    run("locate", "model", "--data", "my.jsonl", "--out", "study.h5", "--rows")
+    assert "by permutation, correction none" in run("select", "study.h5", "--alpha", "0.2", "--correction", "none")
+    assert "of 100 halves" in run("select", "study.h5", "--top", "5%", "--stable", "0.6")
+    assert "give one" in run("select", "study.h5", "--alpha", "0.2", "--stable", "0.6", fails=True)
+    assert "alpha is 7" in run("select", "study.h5", "--alpha", "7", fails=True)
+    run("locate", "model", "--data", "my.jsonl", "--out", "bare.h5")
+    assert "locate --rows" in run("select", "bare.h5", "--alpha", "0.2", fails=True)
+
+
+def test_the_stability_of_a_selection(run: Run) -> None:
+    printed = run("stability", "model", "--data", "my.jsonl", "--out", "study.h5", "--top", "5%", "--resamples", "2")
+    assert "half 2" in printed
+    assert "bfloat16" in printed
+    assert "top x 2" in printed
+    assert "stability" in run("info", "study.h5")
+    assert "unknown axis" in run(
+        "stability", "model", "--data", "my.jsonl", "--out", "study.h5", "--axes", "weather", fails=True
+    )
