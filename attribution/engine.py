@@ -162,9 +162,10 @@ def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
 def _attempt(job: Job, readings: Sequence[Reading], batch: Batch, exponent: int | None) -> Run:
     subject = job.subject
     sign = -1.0 if job.objective.lower_is_better else 1.0
-    run = Run(batch, readings, sign, batch.real.to(subject.device))
+    recompute = subject.offloaded if job.recompute is None else job.recompute
+    run = Run(batch, readings, sign, batch.real.to(subject.device), recompute)
     backward = any(r.method.reads == "gradient" for r in readings)
-    with subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), tapped(run):
+    with subject.quiet(recompute=recompute), torch.set_grad_enabled(backward), tapped(run):
         logits = wide(forward(subject, batch))
         values = job.objective.value(logits, batch, job.contrasts)
         run.sound = torch.isfinite(values.detach())
