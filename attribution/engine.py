@@ -181,7 +181,8 @@ def begin(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
     encoded = [job.encoded[row] for row in rows]
     batch = collate(encoded, rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
     sign = -1.0 if job.objective.lower_is_better else 1.0
-    return Run(batch, readings, sign, batch.real.to(job.subject.device))
+    recompute = job.subject.offloaded if job.recompute is None else job.recompute
+    return Run(batch, readings, sign, batch.real.to(job.subject.device), recompute)
 
 
 def evaluate(job: Job, run: Run, logits: Tensor | None = None) -> Float[Tensor, " batch"]:

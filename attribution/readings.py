@@ -1,7 +1,7 @@
 """Readings: what stands on a model's taps during a pass, and how it becomes one score per example and neuron.
 
 An identity function stands on every tap. In the forward it sees a layer's activations, in the backward their gradient beside
-them; it reduces both to scores, and keeps nothing that the projection behind it does not keep anyway.
+them, and it reduces both to scores.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Run:
     readings: Sequence[Reading]
     sign: float
     real: Bool[Tensor, "batch token"]
+    recompute: bool = False
     found: dict[tuple[int, int], Float[Tensor, "batch neuron"]] = field(default_factory=dict)
     sound: Bool[Tensor, " batch"] | None = None
     values: Float[Tensor, " batch"] | None = None
@@ -192,7 +193,9 @@ def _pass_on(x: Tensor, *, run: Run, numbers: Sequence[int], layer: int, tap: Ta
         return None
     if not x.requires_grad:  # the lowest scored layer: nothing below it enters the backward
         x = x.detach().requires_grad_()
-    out: Tensor = _Identity.apply(x, partial(run.take, backwards, layer))  # pyright: ignore[reportAssignmentType]
+    factors = None if run.recompute else _factors(x)
+    take = partial(run.take, backwards, layer)
+    out: Tensor = _Identity.apply(x, take, factors)  # pyright: ignore[reportAssignmentType]
     # some families (Falcon) add to an output in place, which autograd forbids on a view
     return out.clone() if tap.side == "out" else out
 
@@ -215,19 +218,34 @@ def _pass_routed(
         return None
     if not x.requires_grad:
         x = x.detach().requires_grad_()
-    return _Identity.apply(x, partial(run.take_routed, backwards, layer, expert, tokens))  # pyright: ignore[reportReturnType]
+    return _Identity.apply(x, partial(run.take_routed, backwards, layer, expert, tokens), None)  # pyright: ignore[reportReturnType]
+
+
+def _factors(x: Tensor) -> Any:
+    """The autograd node of a product (act(gate) * up) that keeps both factors, from which x can be had again; else None.
+
+    A projection with a frozen weight does not keep its input, so that keeping it for the readings would cost memory. (Blocks
+    that are recomputed let their saved tensors be read only once; there is little to gain there.)
+    """
+    node = x.grad_fn
+    if node is None or node.name() != "MulBackward0":
+        return None
+    kept: Any = node
+    return kept if kept._saved_self is not None and kept._saved_other is not None else None
 
 
 class _Identity(torch.autograd.Function):
-    """Its backward hands activation and gradient on. It saves the tensor that the projection saves anyway."""
+    """Its backward hands activation and gradient on. It saves the activation, or where that comes from."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, take: Callable[[Tensor, Tensor], None]) -> Tensor:
-        ctx.take = take
-        ctx.save_for_backward(x)
+    def forward(ctx: Any, x: Tensor, take: Callable[[Tensor, Tensor], None], factors: Any) -> Tensor:
+        ctx.take, ctx.factors = take, factors
+        if factors is None:
+            ctx.save_for_backward(x)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ctx.take(ctx.saved_tensors[0], grads[0])
-        return grads[0], None
+        x = ctx.saved_tensors[0] if ctx.factors is None else ctx.factors._saved_self * ctx.factors._saved_other
+        ctx.take(x, grads[0])
+        return grads[0], None, None

@@ -334,3 +334,18 @@ def test_a_registered_function_of_subject_and_corpus_is_a_method(make_subject: A
             attribute(subject, corpus, method="mine")
     finally:
         del METHODS["mine"]
+
+
+def test_a_gated_ffn_keeps_no_more_than_the_model_does(make_subject: Any, corpus: Corpus) -> None:
+    """act(gate) * up is had again from its factors, which the backward keeps anyway."""
+    subject, kept = make_subject("llama"), {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dim() == 3 and tensor.shape[-1] == 48:
+            kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        attribute(subject, corpus, max_tokens=10_000)
+    # the lowest layer's activation; of each of the two others gate, act(gate) and up
+    assert len(kept) == 1 + 2 * 3
