@@ -148,7 +148,9 @@ def _silence(x: Tensor, *, batch: Batch, neurons: Int[Tensor, " row"]) -> Tensor
 
 def _repeated(batch: Batch, times: int) -> Batch:
     """Every row of a batch so many times, one beside the other."""
-    names = ("rows", "input_ids", "real", "targets")
+    names = ["rows", "input_ids", "real", "targets"]
+    if not isinstance(batch.keep, int):
+        names.append("keep")
     return replace(batch, **{name: getattr(batch, name).repeat_interleave(times, dim=0) for name in names})
 
 
