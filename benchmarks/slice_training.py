@@ -1,5 +1,7 @@
 """Step time and peak memory of neuron-only training beside the usual ways, on a Llama of 110 million parameters.
 
+With `--torch-products` oneDNN is off and every product is the one that torch calls (MKL for float32).
+
 Every way lives in a process of its own (forked, so that libraries are read once) and the ways take one step each in
 turn, so that other work on the machine falls on all of them. All compute the same loss of the same logits,
 `model(input_ids=, labels=)`, in float32, with AdamW. Printed are medians over the rounds of the processor's and the
@@ -53,12 +55,13 @@ class Way:
     after_backward: Step = lambda: None
 
 
-def steps(way: str, shape: Shape, threads: int) -> Iterator[dict[str, float]]:
+def steps(way: str, shape: Shape, threads: int, torch_products: bool) -> Iterator[dict[str, float]]:
     """One training step for every figure that is asked for."""
     import torch
     import transformers
 
     torch.set_num_threads(threads)
+    torch.backends.mkldnn.enabled = not torch_products
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
@@ -153,16 +156,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8, help="rounds that are timed, after one to warm up")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--torch-products", action="store_true", help="without oneDNN")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     arguments = parser.parse_args()
     shape = Shape()
     importlib.import_module("peft")
     importlib.import_module("transformer_lens.factories.architecture_adapter_factory")
-    with taking_turns({way: lambda way=way: steps(way, shape, arguments.threads) for way in arguments.ways}) as turns:
+    setting = (shape, arguments.threads, arguments.torch_products)
+    with taking_turns({way: lambda way=way: steps(way, *setting) for way in arguments.ways}) as turns:
         rounds = _rounds(turns, arguments.rounds)
     size = rounds[0][arguments.ways[0]]["size"]
     print(f"Llama shape, {size / 1e6:.1f} M parameters: {asdict(shape)}")
-    print(f"AdamW, float32, {arguments.threads} thread(s), {arguments.rounds} rounds")
+    products = "torch's products" if arguments.torch_products else "products of the slice by oneDNN"
+    print(f"AdamW, float32, {arguments.threads} thread(s), {arguments.rounds} rounds, {products}")
     _table(rounds)
 
 

@@ -51,6 +51,10 @@ def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]
     model is in evaluation mode with all of its own parameters frozen, so nothing below the lowest part is
     differentiated. Hooks on the modules keep working.
 
+    Where gradients are recorded, large float32 products on a CPU run on oneDNN (see `kernel_serves`) and activation
+    outputs are computed again instead of kept; under `torch.no_grad()` the logits are the bits of the plain model with
+    the same weights.
+
     Afterwards, also after an exception, weights, flags and `forward` methods are what they were, bit for bit; take
     `values()` inside the block.
 

@@ -69,7 +69,11 @@ def test_output_is_freed_where_the_input_is_kept_anyway(act: nn.Module, kept: bo
 
 def doubled_by_hook() -> Gated:
     ffn = Gated(nn.SiLU())
-    ffn.act.register_forward_hook(lambda _m, _a, output: 2 * output)
+
+    def double(_module: Any, _args: Any, output: Any) -> Tensor:
+        return output * 2
+
+    ffn.act.register_forward_hook(double)
     return ffn
 
 
