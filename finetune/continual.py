@@ -116,7 +116,7 @@ def continual(
     Raises TuneError for an unknown method, option or order, for a state of other arguments, and what training raises;
     the subject is bit for bit the same afterwards, also after an error.
     """
-    recipe = Recipe(1.0, steps, epochs, batch_size, weight_decay)
+    recipe = Recipe(lr=1.0, steps=steps, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay)
     plans = _plans(methods, lrs or {}, options or {}, recipe)
     orders = {seed: in_order(tasks, order, seed=seed) for seed in seeds}
     if not orders or len(orders) < len(tuple(seeds)):

@@ -55,7 +55,7 @@ def proportion(
     """
     where = replace(location or Location(), apart=False)
     _apart(train_on, test_on)
-    recipe = Recipe(lr, steps, epochs, batch_size)
+    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size)
     scores = where.score(subject, corpus.only([*train_on, *test_on]).part("auto", auto="train"))
     plans = []
     for share in shares:
@@ -90,7 +90,7 @@ def overlap_ablation(
     """
     where = replace(location or Location(), apart=False)
     _apart(train_on, test_on)
-    recipe = Recipe(lr, steps, epochs, batch_size)
+    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size)
     scores = where.score(subject, corpus.only([*train_on, *test_on]).part("auto", auto="train"))
     plans = []
     for share in shares:
