@@ -11,7 +11,7 @@ import torch
 from ..neurons.errors import SetError
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
-from .delta_files import CONFIG, _in_place_of, _is_empty, _sha256, _text, load_delta, save_delta
+from .delta_files import CONFIG, _is_empty, _placed, _sha256, _text, in_place_of, load_delta, save_delta
 from .errors import DeltaError
 from .landermt import RoutedDelta
 from .routing import Gates
@@ -35,7 +35,7 @@ def save_routed_delta(routed: RoutedDelta, folder: str | Path) -> Path:
         raise DeltaError(
             f"{folder} is there and is no routed delta; give a new folder, or one that holds one to replace"
         )
-    with _in_place_of(folder) as temporary:
+    with in_place_of(_placed(folder)) as temporary:
         save_delta(routed.delta, temporary / DELTA)
         save_file({name: tensor.contiguous() for name, tensor in routed.gates.tensors().items()}, temporary / GATES)
         members = {role: chosen.to_indices() for role, chosen in routed.gates.members.items()}
