@@ -2,8 +2,9 @@
 
 - floor: forward and backward to the embeddings with frozen parameters and answer-only logits, nothing scored.
 - neuropolis: what `npl.attribute` runs, all layers; with one group, and with sixteen.
-- captum: `LayerGradientXActivation` with the list of all layers (one backward), full logits as a user would write it.
-- captum, answer-only: the same, its forward trimmed to the answers' logits by hand.
+- captum: `LayerGradientXActivation` with the list of all layers (one backward) on the model as it is loaded, full logits, and a
+  softmax at the answers' positions only.
+- captum, answer-only: the same with frozen parameters, its forward trimmed to the answers' logits by hand.
 - captum, by layer: a call for each layer; four layers, evenly spread, are measured and multiplied.
 - script: `model(labels=...)`, full backward with parameter gradients, retained activation gradients.
 - mixed lengths: those of the paragraphs of this project's pages; in batches of similar lengths, and in the fixed batches of
@@ -24,6 +25,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +161,7 @@ def _peers(subject: Any, shape: Shape, encoded: list[Any], budget: int) -> dict[
     layers = [tap.module for tap in subject.site("mlp").taps]
 
     def captum(modules: list[Any], *, trim: bool) -> None:
-        with subject.quiet():
+        with subject.quiet() if trim else nullcontext():
             for batch in batches(encoded, max_tokens=budget):
                 keep = {"logits_to_keep": batch.keep} if trim else {}
 
@@ -167,12 +169,13 @@ def _peers(subject: Any, shape: Shape, encoded: list[Any], budget: int) -> dict[
                     logits = model(input_ids=ids, use_cache=False, **keep).logits
                     return -answer_log_probs(logits[:, -batch.targets.shape[1] :], batch.targets).sum(dim=1)
 
-                # captum differentiates by the layers' inputs, so something below them must require a gradient
-                model.get_input_embeddings().weight.requires_grad_(True)
+                if trim:  # captum differentiates by the layers' inputs, so something below them must require a gradient
+                    model.get_input_embeddings().weight.requires_grad_(True)
                 method = LayerGradientXActivation(of, modules, multiply_by_inputs=True)
                 for part in method.attribute(batch.input_ids, attribute_to_layer_input=True):
                     (part[0] if isinstance(part, tuple) else part).sum(dim=1).abs().sum(dim=0)
-                model.get_input_embeddings().weight.requires_grad_(False)
+                if trim:
+                    model.get_input_embeddings().weight.requires_grad_(False)
 
     def by_layer() -> None:
         for number in range(SAMPLED):
