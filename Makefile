@@ -29,7 +29,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/attribution_pass.py
+	$(BIN)/python benchmarks/activation_pass.py --qwen
 	$(BIN)/python benchmarks/slice_training.py
+	$(BIN)/python benchmarks/offload.py
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --site-dir site

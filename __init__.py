@@ -24,11 +24,24 @@ if TYPE_CHECKING:
     from .analysis.study import save as save
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
+    from .attribution.entropy import lape_sets as lape_sets
     from .attribution.exact import evaluated as evaluated
     from .attribution.fidelity import fidelity as fidelity
     from .attribution.fidelity_result import Fidelity as Fidelity
+    from .attribution.importance import Importance as Importance
+    from .attribution.located import Located as Located
     from .attribution.methods import register_method as register_method
+    from .attribution.permutation import Significance as Significance
+    from .attribution.permutation import permutation as permutation
+    from .attribution.presets import preset as preset
+    from .attribution.resume import Checkpoint as Checkpoint
+    from .attribution.resume import CheckpointError as CheckpointError
+    from .attribution.selection import exclusive as exclusive
+    from .attribution.selection import in_common as in_common
     from .attribution.selection import select as select
+    from .attribution.stability import Stability as Stability
+    from .attribution.stability import stability as stability
+    from .attribution.stability import stable as stable
     from .corpora.examples import Corpus as Corpus
     from .corpora.examples import CorpusError as CorpusError
     from .corpora.examples import Example as Example
@@ -56,20 +69,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOME = {
     "AtlasError": "neurons.errors",
+    "Checkpoint": "attribution.resume",
+    "CheckpointError": "attribution.resume",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
     "Delta": "finetune.delta",
     "Effects": "analysis.effects",
     "Example": "corpora.examples",
     "Fidelity": "attribution.fidelity_result",
+    "Importance": "attribution.importance",
+    "Located": "attribution.located",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "Reference": "neurons.interventions",
     "Retention": "finetune.retention",
     "Scores": "neurons.scores",
     "SetError": "neurons.errors",
+    "Significance": "attribution.permutation",
     "Similarity": "analysis.similarity",
     "SiteError": "neurons.errors",
+    "Stability": "attribution.stability",
     "Study": "analysis.study",
     "Subject": "neurons.subject",
     "SubjectError": "neurons.errors",
@@ -79,22 +98,29 @@ _HOME = {
     "choice_losses": "analysis.choices",
     "compare_tuning": "finetune.retention",
     "evaluated": "attribution.exact",
+    "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
     "fidelity": "attribution.fidelity",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
+    "in_common": "attribution.selection",
     "intervene": "neurons.interventions",
+    "lape_sets": "attribution.entropy",
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",
     "load_model": "neurons.subject",
     "overlap": "analysis.overlap",
+    "permutation": "attribution.permutation",
+    "preset": "attribution.presets",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
     "report": "figures.report",
     "save": "analysis.study",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
+    "stability": "attribution.stability",
+    "stable": "attribution.stability",
     "write_jsonl": "corpora.jsonl",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..neurons.errors import SiteError
+from ..neurons.experts import expert_weights, input_channels
 from ..neurons.sites import Tap, is_transposed
 from ..neurons.subject import Subject
 
@@ -19,7 +20,7 @@ def neuron_parameters(subject: Subject, site: str, layer: int) -> Float[Tensor, 
     For `mlp`, `gate` and `up`, whose neuron i is the same unit of the FFN: row i of the gate projection (where there is
     one), row i of the up projection, column i of the output projection, in this order. For `mlp_out`, `q`, `k` and `v`:
     the row of the projection that computes the neuron. For `attn`: the column of the output projection that reads it.
-    Biases are left out.
+    For `expert`: as for `mlp`, from the neuron's own expert. Biases are left out.
 
     Raises SiteError when the layer is outside the site.
     """
@@ -46,6 +47,10 @@ def _has_gate(subject: Subject) -> bool:
 
 def _weights(tap: Tap) -> Float[Tensor, "neuron weight"]:
     """Rows of [out, in] for neurons that the module puts out, columns for those that it takes in."""
+    if tap.routed is not None:
+        into, out = expert_weights(tap.module)
+        parts = [into[:, channels.to(into.device)] for channels in input_channels(tap.module)]
+        return torch.cat([*parts, out], dim=-1).detach().flatten(0, 1).float()
     weight = tap.module.weight
     assert isinstance(weight, Tensor)
     weight = weight.detach().T if is_transposed(tap.module) else weight.detach()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..attribution import importance as _importance  # noqa: F401  (its records are registered on import)
 from ..attribution.fidelity_result import Fidelity
 from ..finetune.retention import Retention
 from ..neurons.atlas import Atlas, Record, decode, write_atlas
@@ -22,6 +23,7 @@ MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "fidelity": "neuropolis fidelity",
+    "importance": "neuropolis locate --preset fuxitranyu",
 }  # fmt: skip
 
 

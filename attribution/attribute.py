@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
 import torch
@@ -17,11 +18,13 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
-from . import exact, paths, relevance  # noqa: F401  (they register their methods)
+from . import activity, entropy, exact, paths, relevance  # noqa: F401  (their methods are registered on import)
 from .encoding import PaddingSide, encode_corpus
 from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
+from .memory import TooLarge
 from .methods import TOKEN_REDUCTIONS, Method, TokenReduction, method_named
 from .objectives import ObjectiveName, objective_named, prepare
+from .resume import Checkpoint
 from .sums import Sums
 
 
@@ -38,6 +41,9 @@ class Settings(TypedDict, total=False):
     on_not_finite: NotFiniteRule
     keep_rows: bool
     options: Mapping[str, Any] | None
+    recompute: bool | None
+    checkpoint: str | Path | Checkpoint | None
+    checkpoint_every: float
     progress: Progress | None
 
 
@@ -81,6 +87,9 @@ def attribute(
     on_not_finite: NotFiniteRule = "stop",
     keep_rows: bool = False,
     options: Mapping[str, Any] | None = None,
+    recompute: bool | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    checkpoint_every: float = 30.0,
     progress: Progress | None = None,
 ) -> Scores | dict[str, Scores]:
     """Score how much each group of a corpus depends on each neuron of a site, all groups in one pass.
@@ -99,8 +108,17 @@ def attribute(
     `split="auto"` takes the examples tagged `split: train` where the corpus has splits, so that effects can be measured
     on others; None takes all of them.
 
+    `recompute` runs each block's forward again in the backward instead of keeping its activations (gradient checkpointing),
+    for long contexts; an offloaded subject always does. Under `torchrun` or `accelerate launch` the shared pass splits its
+    batches over the processes, and each of them returns the scores over all.
+
+    `checkpoint` names a file that keeps the state of the shared pass, at most every `checkpoint_every` seconds. The same call
+    goes on from there after an interruption and gives the same scores; the file goes when the call is done. Methods with
+    passes of their own start over.
+
     Raises CorpusError for a group of fewer than `min_examples` examples, and when an example's objective or score is not
-    finite; with `on_not_finite="skip"` such examples are left out, and `origin["skipped"]` names them.
+    finite; with `on_not_finite="skip"` such examples are left out, and `origin["skipped"]` names them. Raises CheckpointError
+    for a checkpoint that is damaged or of another run, and TooLarge for an example that does not fit in memory.
     """
     corpus = corpus.part(split, auto="train")
     _check_groups(corpus, min_examples)
@@ -111,21 +129,30 @@ def attribute(
     if not chosen or not sites:
         raise ValueError("no method or no site is given; name at least one of each")
     _check_options(chosen, options or {})
+    _check_methods(chosen, corpus, objective)
     goal = objective_named(objective)
     scored = Corpus((*corpus, *corpus.controls()), name=corpus.name) if controls else corpus
     encoded, contrasts = prepare(subject, scored, encode_corpus(subject, scored), goal)
     groups = _group_rows(corpus, controls)
     job = Job(
         subject, encoded, groups, len(corpus.groups) * (1 + controls), goal, contrasts,
-        max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress, tokens=tokens,
-        keep_rows=keep_rows,
+        max_tokens=max_tokens, padding_side=padding_side, on_not_finite=on_not_finite, progress=progress, recompute=recompute,
+        twins_from=len(corpus.groups), tokens=tokens, keep_rows=keep_rows,
     )  # fmt: skip
     asked = _Asked(
-        subject, corpus, scored, groups, controls, min_examples, _origin(subject, corpus, split, tokens, options)
-    )
-    readings = [Reading(m, s, tokens, keep_rows) for m in chosen for s in sites if m.shared]
+        subject, corpus, scored, groups, controls, min_examples, keep_rows,
+        _origin(subject, corpus, split, tokens, options),
+    )  # fmt: skip
+    places = {(m.name, s.name): s if m.place is None else m.place(subject, s) for m in chosen for s in sites}
+    readings = [
+        Reading(m, places[m.name, s.name], tokens, keep_rows or m.rows is not None)
+        for m in chosen
+        for s in sites
+        if m.shared
+    ]
+    keeper, own = _keeper(checkpoint, checkpoint_every, readings, others=len(readings) < len(chosen) * len(sites))
     try:
-        shared = iter(one_pass(job, readings) if readings else ())
+        shared = iter(one_pass(job, readings, checkpoint=keeper) if readings else ())
         found = {}
         for m in chosen:
             for s in sites:
@@ -133,10 +160,31 @@ def attribute(
                 found[m.name, s.name] = _scores(sums, m, s, objective, asked)
     except NotFinite as error:
         raise _not_finite(error, scored) from error
+    except TooLarge as error:
+        error.args = (
+            f"example {scored[error.row].id!r} does not fit in memory alone; shorten it, set recompute, load the subject in a "
+            "narrower dtype, or offload it",
+        )
+        raise
+    if keeper is not None and own:
+        keeper.remove()
     if methods is None and isinstance(site, str):
         return found[method, site]
     many = methods is not None and not isinstance(site, str)
     return {f"{m}/{s}" if many else m if methods is not None else s: one for (m, s), one in found.items()}
+
+
+def _keeper(
+    checkpoint: str | Path | Checkpoint | None, every: float, readings: Sequence[Reading], *, others: bool
+) -> tuple[Checkpoint | None, bool]:
+    """Where the shared pass keeps its state, and whether it is ours to remove when all methods are done."""
+    if checkpoint is None:
+        return None, False
+    if not readings:
+        raise ValueError("there is nothing that a checkpoint could keep: all of these methods run passes of their own")
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint, not checkpoint.keep
+    return Checkpoint(Path(checkpoint), every=every, keep=others), True
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +197,7 @@ class _Asked:
     groups: Int[Tensor, " example"]
     controls: bool
     min_examples: int
+    keep_rows: bool
     origin: dict[str, Any]
 
 
@@ -174,9 +223,6 @@ def _own_passes(method: Method, job: Job, site: Site, asked: _Asked, options: Ma
 
 def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Asked) -> Scores:
     values, signed, squares = sums.means(method.over)
-    if method.finish is not None:
-        signed = method.finish(signed)
-        values, squares = signed.abs(), signed.square()
     groups, number = asked.corpus.groups, len(asked.corpus.groups)
     counts = sums.counts[:number]
     for group, count in zip(groups, counts.tolist(), strict=True):
@@ -185,14 +231,26 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
                 f"group {group!r} has {count} examples left after those that are not finite were skipped, expected at least "
                 f"{asked.min_examples}; check the model's weights and dtype"
             )
+    if method.finish is not None or method.rows is not None:
+        # own groups and control twins apart: what compares groups must not see both
+        signed = torch.cat(
+            [_finished(method, sums, signed, part, site, asked) for part in _halves(len(signed), number)]
+        )
+        values, squares = signed.abs(), torch.full_like(signed, torch.nan)
     if not bool(torch.isfinite(values).all()):
         raise CorpusError(f"scores of {method.name!r} overflow although every example's is finite; load a wider dtype")
     extra: dict[str, Tensor] = {}
     if asked.controls:
         extra = {"control_values": values[number:], "control_signed": signed[number:]}
     own = sums.scored[: len(asked.corpus)]
-    if sums.rows is not None:
-        extra |= {"rows": sums.rows[: len(own)][own], "row_groups": asked.groups[: len(own)][own]}
+    if sums.rows is not None and asked.keep_rows:
+        numbers: dict[str, int] = {}
+        items = torch.tensor([numbers.setdefault(e.item, len(numbers)) for e in asked.corpus])
+        extra |= {
+            "rows": sums.rows[: len(own)][own],
+            "row_groups": asked.groups[: len(own)][own],
+            "row_items": items[own],
+        }
     left_out = [asked.scored[row].id for row in (~sums.scored).nonzero().flatten().tolist()]
     origin = asked.origin | sums.told() | ({"skipped": left_out} if left_out else {})
     return Scores(
@@ -201,12 +259,40 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
     )  # fmt: skip
 
 
+def _halves(rows: int, number: int) -> list[range]:
+    return [range(first, first + number) for first in range(0, rows, number)]
+
+
+def _finished(method: Method, sums: Sums, signed: Tensor, part: range, site: Site, asked: _Asked) -> Tensor:
+    """The method's own last step, on these groups."""
+    if method.finish is not None:
+        return method.finish(signed[part.start : part.stop], site)
+    assert method.rows is not None
+    assert sums.rows is not None
+    inside = sums.scored & (asked.groups >= part.start) & (asked.groups < part.stop)
+    return method.rows(sums.rows[inside], asked.groups[inside] - part.start, len(part))
+
+
 def _check_groups(corpus: Corpus, min_examples: int) -> None:
     for group, count in corpus.counts.items():
         if count < min_examples:
             raise CorpusError(
                 f"group {group!r} has {count} example{'s' if count > 1 else ''}, expected at least {min_examples}; "
                 "add examples, leave the group out, or lower min_examples"
+            )
+
+
+def _check_methods(methods: Sequence[Method], corpus: Corpus, objective: str) -> None:
+    for method in methods:
+        if method.objective not in (None, objective):
+            raise ValueError(
+                f"method {method.name!r} is defined for objective {method.objective!r}, not {objective!r}; "
+                f"give objective={method.objective!r}"
+            )
+        if len(corpus.groups) < method.min_groups:
+            raise CorpusError(
+                f"method {method.name!r} compares groups and needs at least {method.min_groups}, the corpus has "
+                f"{', '.join(corpus.groups)} alone; add groups or take another method"
             )
 
 

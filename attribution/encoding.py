@@ -35,15 +35,15 @@ class Encoded:
 class Batch:
     """Examples padded to one length, without the last answer token (its logits predict nothing that is scored).
 
-    `targets` holds the answer's token ids where the kept logits predict them and IGNORED elsewhere. `keep` is what the
-    model's `logits_to_keep` takes: how many last positions, or which.
+    `targets` holds the answer's token ids where the kept logits predict them and IGNORED elsewhere. `keep` says which
+    logits those are: how many last positions, or where answers end at different places, which positions of each example.
     """
 
     rows: Int[Tensor, " batch"]
     input_ids: Int[Tensor, "batch token"]
     real: Bool[Tensor, "batch token"]
     targets: Int[Tensor, "batch kept"]
-    keep: int | Tensor
+    keep: int | Int[Tensor, "batch kept"]
 
     @property
     def left_padded(self) -> bool:
@@ -110,14 +110,16 @@ def batches(
         yield collate([encoded[row] for row in chosen], chosen, padding_side=padding_side, pad_id=pad_id)
 
 
-def plan_batches(encoded: Sequence[Encoded], *, max_tokens: int = 4096) -> Iterator[list[int]]:
-    """The rows of each of `batches`."""
+def plan_batches(encoded: Sequence[Encoded], *, max_tokens: int = 4096, even: bool = False) -> Iterator[list[int]]:
+    """The rows of each of `batches`; with `even`, examples of a batch have one length and need no padding."""
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; expected the tokens of a batch, 1 or more")
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row].ids))
     while order:
         longest = len(encoded[order[0]].ids) - 1
         size = max(1, max_tokens // max(1, longest))
+        if even:
+            size = min(size, sum(len(encoded[row].ids) - 1 == longest for row in order[:size]))
         yield order[:size]
         order = order[size:]
 
@@ -136,11 +138,14 @@ def collate(
         input_ids[row, first : first + count] = torch.tensor(one.ids[:-1])
         real[row, first : first + count] = True
         targets[row, first + one.start - 1 : first + count] = torch.tensor(one.answer)
-    wanted = (targets != IGNORED).any(dim=0).nonzero().flatten()
-    tail = length - int(wanted[0])
-    keep: int | Tensor = tail if len(wanted) == tail else wanted
-    kept = targets[:, -tail:] if isinstance(keep, int) else targets[:, wanted]
-    return Batch(torch.tensor(rows), input_ids, real, kept, keep)
+    wanted = targets != IGNORED
+    tail = length - int(wanted.any(dim=0).int().argmax())
+    most = int(wanted.sum(dim=1).max())
+    if tail == most:
+        return Batch(torch.tensor(rows), input_ids, real, targets[:, -tail:], tail)
+    keep = wanted.int().argmax(dim=1, keepdim=True) + torch.arange(most)
+    kept = targets.gather(1, keep.clamp(max=length - 1)).masked_fill(keep >= length, IGNORED)
+    return Batch(torch.tensor(rows), input_ids, real, kept, keep.clamp(max=length - 1))
 
 
 def forward(subject: Subject, batch: Batch) -> Float[Tensor, "batch kept vocabulary"]:
@@ -157,11 +162,40 @@ def forward(subject: Subject, batch: Batch) -> Float[Tensor, "batch kept vocabul
         if "position_ids" in accepted:
             positions = (batch.real.long().cumsum(dim=1) - 1).clamp(min=0)
             arguments["position_ids"] = positions.to(device)
-    keep = batch.keep if isinstance(batch.keep, int) else batch.keep.to(device)
-    if "logits_to_keep" in accepted:
-        return subject.model(**arguments, logits_to_keep=keep).logits
-    logits = subject.model(**arguments).logits
-    return logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
+    if isinstance(batch.keep, int):
+        if "logits_to_keep" in accepted:
+            return subject.model(**arguments, logits_to_keep=batch.keep).logits
+        return subject.model(**arguments).logits[:, -batch.keep :]
+    return _at(subject, arguments, batch.keep.to(device))
+
+
+def _at(
+    subject: Subject, arguments: dict[str, Any], keep: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kept vocabulary"]:
+    """Logits at positions of each example's own, picked before the output projection where the model shows it."""
+    head = getattr(subject.model, "get_output_embeddings", lambda: None)()
+    picked: list[int] = []
+
+    def pick(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or args[0].shape[:2] != arguments["input_ids"].shape:
+            return None
+        picked.append(1)
+        return (_picked(args[0], keep), *args[1:])
+
+    handle = None if head is None else head.register_forward_pre_hook(pick)
+    try:
+        logits = subject.model(**arguments).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    return logits if picked else _picked(logits, keep)
+
+
+def _picked(
+    x: Float[Tensor, "batch token width"], keep: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kept width"]:
+    keep = keep.to(x.device)
+    return x[torch.arange(len(keep), device=x.device)[:, None], keep]
 
 
 def answer_log_probs(logits: Float[Tensor, "batch kept vocabulary"], targets: Int[Tensor, "batch kept"]) -> Tensor:

@@ -1,41 +1,45 @@
 """The one-pass engine: per-example readings of neurons for every group and method at once, without parameter gradients.
 
-An identity function stands on every tap. In the forward it sees a layer's activations, in the backward their gradient beside
-them; it reduces both to one score per example and neuron. A batch's scores join its groups' sums when the whole batch is done.
+What stands on the taps (see `readings`) reduces a batch to scores, which join their groups' sums when the whole batch is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..neurons.sites import Site, Tap
+from ..neurons.atlas import library_versions
 from ..neurons.subject import Subject
 from .encoding import Batch, Encoded, PaddingSide, collate, forward, pad_id, plan_batches
-from .methods import Method, TokenReduction
+from .memory import Room
+from .methods import TokenReduction
 from .objectives import Contrast, Objective
+from .processes import Elsewhere, Team, join_team
+from .readings import Reading, Run, tapped, wide
+from .resume import Checkpoint
 from .sums import Sums, empty_sums
 
 Progress = Callable[[int, int], None]
 NotFiniteRule = Literal["stop", "skip"]
-CHUNK = 2**22  # numbers of a contribution that are in memory at once
+HALF_EXPONENTS = (8, 2, -4, -10)  # float16: the largest gradient at the logits, as a power of two, tried in turn
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """Examples to be scored, whichever method does it.
 
-    `groups` [example] numbers each example's group, below `num_groups`; several groups may share no example. `contrasts` are
+    `groups` [example] numbers each example's group, below `num_groups`; several groups may share no example. Groups from
+    `twins_from` on are of control twins. `contrasts` are
     those of an objective that needs choices. `max_tokens` is a batch's budget, padding included. What happens to an example
-    whose objective or score is NaN or infinite is said by `on_not_finite`. `tokens` and `keep_rows` are what was asked of methods
-    with passes of their own.
+    whose objective or score is NaN or infinite is said by `on_not_finite`. `recompute` is that of `Subject.quiet`.
+    `tokens` and `keep_rows` are what was asked of methods with passes of their own.
     """
 
     subject: Subject
@@ -48,16 +52,8 @@ class Job:
     padding_side: PaddingSide = "right"
     on_not_finite: NotFiniteRule = "stop"
     progress: Progress | None = None
-    tokens: TokenReduction = "sum"
-    keep_rows: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """One method that reads one site during a pass."""
-
-    method: Method
-    site: Site
+    recompute: bool | None = None
+    twins_from: int | None = None
     tokens: TokenReduction = "sum"
     keep_rows: bool = False
 
@@ -71,14 +67,27 @@ class NotFinite(ValueError):
         self.rows = tuple(rows)
 
 
-def one_pass(job: Job, readings: Sequence[Reading], *, run: RunBatch | None = None) -> list[Sums]:
+Within = Callable[[AbstractContextManager[None]], AbstractContextManager[None]]
+RunBatch = Callable[[Job, Sequence[Reading], Sequence[int]], Run]
+
+
+def one_pass(
+    job: Job, readings: Sequence[Reading], *, checkpoint: Checkpoint | None = None, run: RunBatch | None = None
+) -> list[Sums]:
     """Score every example once, by every reading, and sum by group.
 
-    One forward serves all readings, and one backward those that read gradients. Sums are at least float32, on the subject's
-    device. A score does not depend on the example's batch mates. When memory runs out the batch is halved and tried again.
-    `run` is what scores a batch, for methods that need more than one forward and backward.
+    One forward serves all readings, and one backward those that read gradients; where none does, the objective is not
+    computed. Sums are at least float32, on the subject's device. A score does not depend on the example's batch mates. When
+    memory runs out the batch is halved and tried again, with a warning, and later ones are no larger. Under `torchrun` or
+    `accelerate launch` each process takes every n-th batch, and all of them return the sums over all.
 
-    Raises NotFinite for an example whose objective or score is not finite, unless the job says to skip it.
+    With a checkpoint, an interrupted pass goes on where it was last written, and ends with the same sums, bit for bit where
+    the device sums in a fixed order (the CPU does) with the same number of threads.
+
+    `run` is what scores a batch (`run_batch`), for methods that need other forwards and backwards than one of each.
+
+    Raises NotFinite for an example whose objective or score is not finite, unless the job says to skip it, TooLarge for one
+    that does not fit in memory, CheckpointError for a checkpoint of another run, and in every process what one of them raised.
     """
     dtype = torch.promote_types(job.subject.dtype, torch.float32)
     sums = [
@@ -88,168 +97,166 @@ def one_pass(job: Job, readings: Sequence[Reading], *, run: RunBatch | None = No
         )
         for r in readings
     ]  # fmt: skip
-    done, run = 0, run or _run
-    for rows in plan_batches(job.encoded, max_tokens=job.max_tokens):
-        for part in _fitting(rows, lambda chosen: run(job, readings, chosen)):
-            _commit(job, readings, sums, part)
-        done += len(rows)
-        if job.progress is not None:
-            job.progress(done, len(job.encoded))
+    team = join_team()
+    try:
+        _own_share(job, readings, sums, team, checkpoint, run or run_batch)
+    except Exception as error:
+        team.failed(error, what=(error.what, error.rows) if isinstance(error, NotFinite) else None)
+        raise
+    try:
+        team.end()
+    except Elsewhere as error:
+        raise error if error.what is None else NotFinite(*error.what) from error
+    for one in sums:
+        one.gather(team.add)
     return sums
 
 
-@dataclass(eq=False)
-class Run:
-    """One batch under way: what its taps have read so far, by reading and layer.
-
-    `extra` holds further numbers of each example, by name.
-    """
-
-    batch: Batch
-    readings: Sequence[Reading]
-    sign: float
-    real: Bool[Tensor, "batch token"]
-    found: dict[tuple[int, int], Float[Tensor, "batch neuron"]] = field(default_factory=dict)
-    sound: Bool[Tensor, " batch"] | None = None
-    extra: dict[str, Float[Tensor, " batch"]] = field(default_factory=dict)
-
-    def take(self, which: Sequence[int], layer: int, x: Tensor, gradient: Tensor | None = None) -> None:
-        """Reduce a layer's activations, and their gradient, to scores of the readings `which`."""
-        shape = (*self.real.shape, x.shape[-1])  # some families fold batch and token into one before their FFN
-        x = x.reshape(shape)
-        if gradient is not None:
-            gradient = gradient.reshape(shape)
-        size = max(1, CHUNK // max(1, shape[1] * shape[2]))
-        for number in which:
-            parts = []
-            for first in range(0, shape[0], size):
-                rows = slice(first, first + size)
-                parts.append(self._scores(self.readings[number], rows, x, gradient))
-            self.found[number, layer] = parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _scores(
-        self, reading: Reading, rows: slice, x: Tensor, gradient: Tensor | None
-    ) -> Float[Tensor, "rows neuron"]:
-        real, method = self.real[rows], reading.method
-        tokens = method.tokens or reading.tokens
-        if method.reads == "gradient":
-            assert gradient is not None
-            return self.sign * _reduced(method.function(gradient[rows], x[rows]), real, tokens, self.sign, masked=False)
-        return _reduced(method.function(x[rows]), real, tokens, 1.0, masked=True)
+def _own_share(
+    job: Job,
+    readings: Sequence[Reading],
+    sums: Sequence[Sums],
+    team: Team,
+    checkpoint: Checkpoint | None,
+    run: RunBatch,
+) -> None:
+    """This process's batches into its sums."""
+    facts = _facts(job, readings)
+    team.same(facts)
+    # attention that is masked in float64 and takes its softmax in float32 (Gemma 2, BLOOM) overflows on left padding
+    even = job.padding_side == "left" and job.subject.dtype == torch.float64
+    plan = list(plan_batches(job.encoded, max_tokens=job.max_tokens, even=even))
+    own, room, first = plan[team.rank :: team.size], Room(), 0
+    if checkpoint is not None:
+        first, room.tokens = checkpoint.start(facts, sums, rank=team.rank, size=team.size)
+        _check_skipped(job, sums, own[:first])
+    for number in range(first, len(own)):
+        if team.another_failed():
+            return
+        rows = own[number]
+        length = len(job.encoded[rows[0]].ids) - 1
+        for part in room.fitting(rows, lambda chosen: run(job, readings, chosen), length=length):
+            _commit(job, readings, sums, part)
+        if checkpoint is not None:
+            checkpoint.step(facts, sums, done=number + 1, limit=room.tokens)
+        if job.progress is not None and team.leads:
+            job.progress(sum(map(len, plan[: (number + 1) * team.size])), len(job.encoded))
+    if checkpoint is not None and checkpoint.keep:
+        checkpoint.write(facts, sums, done=len(own), limit=room.tokens)
 
 
-RunBatch = Callable[[Job, Sequence[Reading], Sequence[int]], Run]
+def _facts(job: Job, readings: Sequence[Reading]) -> dict[str, Any]:
+    """What a pass is of: everything that its sums depend on."""
+    examples = hashlib.sha256(repr([(e.ids, e.start) for e in job.encoded]).encode())
+    examples.update(repr(list(job.contrasts)).encode())
+    groups = hashlib.sha256(f"{job.num_groups} {job.groups.tolist()}".encode())
+    versions = library_versions()
+    return {
+        "subject": job.subject.fingerprint, "dtype": str(job.subject.dtype), "device": job.subject.device.type,
+        "examples": examples.hexdigest()[:16], "groups": groups.hexdigest()[:16], "objective": job.objective.name,
+        "max_tokens": job.max_tokens, "padding_side": job.padding_side,
+        "readings": [f"{r.method.name} {r.site.name} {r.method.tokens or r.tokens}{' rows' * r.keep_rows}" for r in readings],
+        "versions": {name: versions[name] for name in ("neuropolis", "torch", "transformers")},
+    }  # fmt: skip
 
 
-def _reduced(
-    part: Float[Tensor, "batch token neuron"],
-    real: Bool[Tensor, "batch token"],
-    tokens: TokenReduction,
-    sign: float,
-    *,
-    masked: bool,
-) -> Float[Tensor, "batch neuron"]:
-    """Over real tokens. A gradient is zero on padding already, so that only an activation needs the mask in a sum."""
-    if part.dtype not in (torch.float32, torch.float64):
-        part = part.float()
-    if tokens == "max":
-        part = part.masked_fill(~real[..., None], -sign * torch.inf)
-        return part.amax(dim=1) if sign > 0 else part.amin(dim=1)
-    if masked and not bool(real.all()):
-        part = part.masked_fill(~real[..., None], 0)
-    if tokens == "abs":
-        return sign * part.abs().sum(dim=1)
-    total = part.sum(dim=1)
-    return total / real.sum(dim=1, keepdim=True) if tokens == "mean" else total
-
-
-def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
-    """One batch through the model."""
-    run = begin(job, readings, rows)
-    backward = any(r.method.reads == "gradient" for r in readings)
-    with job.subject.quiet(), torch.set_grad_enabled(backward), tapped(run):
-        values = evaluate(job, run)
-        if backward:
-            values[run.sound].sum().backward()
-    return run
+def _check_skipped(job: Job, sums: Sequence[Sums], done: Sequence[Sequence[int]]) -> None:
+    """A run that stops at examples which are not finite cannot go on from one that skipped some."""
+    rows = [row for batch in done for row in batch if not sums[0].scored[row]]
+    if rows and job.on_not_finite == "stop":
+        raise NotFinite("objective or score", rows)
 
 
 def begin(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
     """A batch of these examples of which nothing is read yet."""
-    encoded = [job.encoded[row] for row in rows]
-    batch = collate(encoded, rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
-    sign = -1.0 if job.objective.lower_is_better else 1.0
-    return Run(batch, readings, sign, batch.real.to(job.subject.device))
+    batch = collate([job.encoded[row] for row in rows], rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
+    return Run(batch, readings, -1.0 if job.objective.lower_is_better else 1.0, batch.real.to(job.subject.device))
 
 
 def evaluate(job: Job, run: Run) -> Float[Tensor, " batch"]:
-    """The objective of a batch's examples; those that were finite in every forward so far are sound."""
-    values = job.objective.value(forward(job.subject, run.batch), run.batch, job.contrasts)
+    """The objective of a batch's examples, or where no reading needs it the largest last logit, which has any NaN too.
+
+    Examples that were finite in every forward so far are sound. Where gradients are on, `differentiate` is to follow.
+    """
+    valued = any(r.method.reads == "gradient" or r.method.example is not None for r in run.readings)
+    # activations alone: the logits of one position are the fewest that models can be asked for
+    logits = wide(forward(job.subject, run.batch if valued else replace(run.batch, keep=1)))
+    # attention carries a NaN of any token to the last one; a comparison of activations would count it as inactive
+    values = job.objective.value(logits, run.batch, job.contrasts) if valued else logits[:, -1].amax(dim=-1)
+    run.logits = logits if torch.is_grad_enabled() else None
     finite = torch.isfinite(values.detach())
+    run.values = values.detach() if run.values is None else run.values
     run.sound = finite if run.sound is None else run.sound & finite
     if job.on_not_finite == "stop":
-        _all_sound(run.sound, run.batch, f"objective {job.objective.name}")
+        _all_sound(run.sound, run.batch, f"objective {job.objective.name}" if valued else "output")
     return values
 
 
-@contextmanager
-def tapped(run: Run) -> Iterator[None]:
-    """Every reading's taps attached; readings of one site share its taps."""
-    sites: dict[int, tuple[Site, list[int]]] = {}
-    for number, reading in enumerate(run.readings):
-        sites.setdefault(id(reading.site), (reading.site, []))[1].append(number)
-    with ExitStack() as stack:
-        for site, numbers in sites.values():
-            for layer, tap in enumerate(site.taps):
-                stack.enter_context(tap.attached(partial(_pass_on, run=run, numbers=numbers, layer=layer, tap=tap)))
-        yield
+def differentiate(run: Run, values: Float[Tensor, " batch"], exponent: int | None = None) -> None:
+    """The backward of what `evaluate` gave, for the examples that are sound; in float16 with scaled gradients."""
+    assert run.logits is not None
+    total, logits = values[run.sound].sum(), run.logits
+    run.logits = None
+    if exponent is not None:
+        _scaled_backward(run, total, logits, exponent)
+    else:
+        total.backward()
 
 
-def _pass_on(x: Tensor, *, run: Run, numbers: Sequence[int], layer: int, tap: Tap) -> Tensor | None:
-    """Let the activations be read, and put an identity in their way where their gradient is wanted."""
-    forwards = [n for n in numbers if run.readings[n].method.reads == "activation"]
-    backwards = [n for n in numbers if run.readings[n].method.reads == "gradient"]
-    if forwards:
-        with torch.no_grad():
-            run.take(forwards, layer, x.detach())
-    if not backwards or not torch.is_grad_enabled():
-        return None
-    if not x.requires_grad:  # the lowest scored layer: nothing below it enters the backward
-        x = x.detach().requires_grad_()
-    out: Tensor = _Identity.apply(x, partial(run.take, backwards, layer))  # pyright: ignore[reportAssignmentType]
-    # some families (Falcon) add to an output in place, which autograd forbids on a view
-    return out.clone() if tap.side == "out" else out
+def run_batch(
+    job: Job, readings: Sequence[Reading], rows: Sequence[int], *, within: Within = lambda readings: readings
+) -> Run:
+    """One batch through the model; where float16 overflows in the backward, again with smaller gradients.
+
+    `within` puts the context that reads into another one that changes the backward.
+    """
+    first, *smaller = HALF_EXPONENTS if job.subject.dtype == torch.float16 else (None,)
+    run = _attempt(job, begin(job, readings, rows), first, within)
+    for exponent in smaller:
+        if not run.overflowed:
+            break
+        run = _attempt(job, begin(job, readings, rows), exponent, within)
+    return run
 
 
-class _Identity(torch.autograd.Function):
-    """Its backward hands activation and gradient on. It saves the tensor that the projection saves anyway."""
+def _attempt(job: Job, run: Run, exponent: int | None, within: Within) -> Run:
+    backward = any(r.method.reads == "gradient" for r in run.readings)
+    with job.subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), within(tapped(run)):
+        values = evaluate(job, run)
+        if backward:
+            differentiate(run, values, exponent)
+    return run
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, take: Callable[[Tensor, Tensor], None]) -> Tensor:
-        ctx.take = take
-        ctx.save_for_backward(x)
-        return x.view_as(x)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        ctx.take(ctx.saved_tensors[0], grads[0])
-        return grads[0], None
+def _scaled_backward(run: Run, total: Tensor, logits: Tensor, exponent: int) -> None:
+    """A backward in which every example's gradient is times a power of two, by which its readings are divided.
+
+    It brings the example's largest gradient at the logits to between 2^(exponent - 1) and 2^exponent: small gradients
+    would vanish in float16, whose smallest number is 2^-24. Dividing by it in float32 is exact.
+    """
+    (slope,) = torch.autograd.grad(total, logits)
+    largest = torch.frexp(slope.abs().amax(dim=(1, 2))).exponent
+    run.scale = torch.ldexp(torch.ones_like(slope[:, 0, 0]), (exponent - largest).clamp(-60, 60))
+    logits.backward(slope * run.scale[:, None, None])
 
 
 def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Run) -> None:
     """A finished batch's scores into the sums; examples that are not finite stop the pass or stay out."""
     assert run.sound is not None
+    _weigh(job, readings, run)
     sound = run.sound
     for score in run.found.values():
-        sound = sound & torch.isfinite(score).all(dim=1)
+        sound = sound & torch.isfinite(score).all(dim=1).to(sound.device)
     if job.on_not_finite == "stop":
         _all_sound(sound, run.batch, "score")
     kept = sound.cpu()
     rows = run.batch.rows[kept]
     groups, real = job.groups[rows], run.batch.real.sum(dim=1)[kept]
     everything = bool(kept.all())
-    placed = groups.to(job.subject.device)
+    device = job.subject.device
+    placed = groups.to(device)
     for (number, layer), score in run.found.items():
+        score = score.to(device)  # a subject may be spread over several
         score = score if everything else score[sound]
         sums[number].add(layer, placed, score)
         if readings[number].keep_rows:
@@ -266,32 +273,15 @@ def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Ru
         one.scored[rows] = True
 
 
-def _fitting(rows: list[int], run: Callable[[list[int]], Run]) -> Iterator[Run]:
-    """The batch, or where memory does not hold it its halves, and theirs."""
-    try:
-        done = run(rows)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        if len(rows) == 1:
-            raise MemoryError(
-                f"one example (row {rows[0]}) does not fit in memory; load the subject in a narrower dtype, offload it, "
-                "turn on checkpointing, or shorten the example"
-            ) from error
-        done = None
-    if done is not None:
-        yield done
-        return
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    half = len(rows) // 2
-    yield from _fitting(rows[:half], run)
-    yield from _fitting(rows[half:], run)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; the CPU allocator has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def _weigh(job: Job, readings: Sequence[Reading], run: Run) -> None:
+    """Every example's score as its method wants it, given the objective's value and whether it is a control twin."""
+    assert run.values is not None
+    first = job.num_groups if job.twins_from is None else job.twins_from
+    twin = (job.groups[run.batch.rows] >= first).to(run.values.device)
+    for (number, layer), score in run.found.items():
+        weigh = readings[number].method.example
+        if weigh is not None:
+            run.found[number, layer] = weigh(score, run.values, twin)
 
 
 def _all_sound(sound: Bool[Tensor, " batch"], batch: Batch, what: str) -> None:

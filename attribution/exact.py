@@ -18,8 +18,9 @@ from ..neurons.sets import NeuronSet
 from ..neurons.sites import Site
 from ..neurons.subject import Subject
 from .encoding import Batch
-from .engine import Job, Reading, Run, begin, evaluate, one_pass
+from .engine import Job, begin, evaluate, one_pass
 from .methods import Method, register_method
+from .readings import Reading, Run
 from .sums import Sums
 
 Within = Literal["layer", "site"]
@@ -155,7 +156,7 @@ def _repeated(batch: Batch, times: int) -> Batch:
 def _blocks(subject: Subject) -> list[nn.Module]:
     """The decoder's layers, lowest first; none where the architecture has no adapter."""
     try:
-        return [subject.adapter.get_component(subject.model, f"blocks.{layer}") for layer in range(subject.num_layers)]
+        return subject.blocks
     except (SiteError, AttributeError, ValueError, KeyError, IndexError):
         return []
 

@@ -9,7 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+
+from ..neurons.sites import Site
+from ..neurons.subject import Subject
 
 TokenReduction = Literal["sum", "abs", "mean", "max"]
 TOKEN_REDUCTIONS = ("sum", "abs", "mean", "max")
@@ -30,8 +34,19 @@ class Method:
     - `subject`: (Subject, Corpus) -> scores [group, layer, neuron], in the order of `corpus.groups`.
 
     `tokens` fixes the reduction over tokens; None takes the caller's. `over` says what a group's mean is over: its examples, or
-    its tokens. `finish` turns the groups' signed means [group, layer, neuron] into signed scores; `values` are then their
-    absolute values.
+    its tokens.
+
+    What a shared method may do besides:
+
+    - `place`: (Subject, Site) -> the site where the neurons of the asked site are read, of the same width.
+    - `example`: (score [example, neuron], value of the objective [example], whether it is a control twin [example]) -> the
+      example's score that is summed.
+    - `finish`: (signed means [group, layer, neuron], the asked site) -> signed scores.
+    - `rows`: (scores of every example [example, layer, neuron], its group [example], number of groups) -> signed scores.
+      Every example's scores are kept in memory for it, on the CPU, as float32.
+
+    After `finish` or `rows`, `values` are the absolute values of the signed scores, and their standard error is unknown.
+    `objective` names the only objective that the method is defined for, `min_groups` says how many groups it compares.
     """
 
     name: str
@@ -39,7 +54,12 @@ class Method:
     function: Callable[..., Any]
     tokens: TokenReduction | None = None
     over: Over = "examples"
-    finish: Callable[[Tensor], Tensor] | None = None
+    place: Callable[[Subject, Site], Site] | None = None
+    example: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    finish: Callable[[Tensor, Site], Tensor] | None = None
+    rows: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    objective: str | None = None
+    min_groups: int = 1
 
     @property
     def shared(self) -> bool:
@@ -56,7 +76,12 @@ def register_method(
     reads: Reads = "subject",
     tokens: TokenReduction | None = None,
     over: Over = "examples",
-    finish: Callable[[Tensor], Tensor] | None = None,
+    place: Callable[[Subject, Site], Site] | None = None,
+    example: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    finish: Callable[[Tensor, Site], Tensor] | None = None,
+    rows: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+    objective: str | None = None,
+    min_groups: int = 1,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as a method, by default one of (subject, corpus) that gives scores [group, layer, neuron].
 
@@ -64,7 +89,7 @@ def register_method(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        METHODS[name] = Method(name, reads, function, tokens, over, finish)
+        METHODS[name] = Method(name, reads, function, tokens, over, place, example, finish, rows, objective, min_groups)
         return function
 
     return register
@@ -84,6 +109,23 @@ def taylor(gradient: Tensor, activation: Tensor) -> Tensor:
 def gradient(gradient: Tensor, activation: Tensor) -> Tensor:
     """g(t): how the objective would move with the activation, whatever that is (Simonyan et al. 2013, Eq 3). One backward."""
     return gradient
+
+
+def weighed_by_value(score: Tensor, value: Tensor, twin: Tensor) -> Tensor:
+    """The score times the objective's value; a control twin's is at least 0."""
+    score = score * value.to(score.dtype)[:, None]
+    return torch.where(twin[:, None], score.clamp(min=0), score)
+
+
+@register_method("culnig", reads="gradient", tokens="max", example=weighed_by_value, objective="probability")
+def culnig(gradient: Tensor, activation: Tensor) -> Tensor:
+    """P(y|x) * max_t n(t) * dP(y|x)/dn(t), signed; on control twins max(0, that).
+
+    CULNIG (arXiv 2510.08284) section 3; P is the probability of the answer (of all its tokens, where it has several). The
+    maximum is over real tokens; the authors' code puts zeros on padding first, so that a score is at least 0 wherever a
+    batch has padding. Rank `signed`. Cost: one backward, of the probability.
+    """
+    return gradient * activation
 
 
 def method_named(name: str) -> Method:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +26,7 @@ def select(
 ) -> dict[str, NeuronSet]:
     """The neurons that each group depends on most.
 
-    `top` is a share of the site's neurons (a float below 1) or a number of neurons; `scope` takes it over all layers
+    `top` is a share of the site's neurons (a float up to 1.0) or a number of neurons; `scope` takes it over all layers
     together or in each layer; `layers` takes it from these layers only. What is ranked is `by` (absolute or signed
     scores), after the contrast:
 
@@ -62,6 +62,33 @@ def select(
         }  # fmt: skip
         sets[group] = NeuronSet(scores.site, scores.subject, mask, origin)
     return sets
+
+
+def exclusive(sets: Mapping[str, NeuronSet]) -> dict[str, NeuronSet]:
+    """Each group's set without the neurons that any other group's set holds too."""
+    masks = _masks(sets)
+    counts = masks.sum(dim=0)
+    alone = {}
+    for (group, own), mask in zip(sets.items(), masks, strict=True):
+        origin = {"made": "exclusive", "group": group, "among": list(sets), "of": dict(own.origin)}
+        alone[group] = NeuronSet(own.site, own.subject, mask & (counts == 1), origin)
+    return alone
+
+
+def in_common(sets: Mapping[str, NeuronSet], *, at_least: int | None = None) -> NeuronSet:
+    """The neurons of at least so many of the sets (by default of all). Raises SetError when there are not so many sets."""
+    number = len(sets) if at_least is None else at_least
+    if not sets or not 1 <= number <= len(sets):
+        raise SetError(f"at_least is {at_least}; expected 1 to {len(sets)}, the number of sets")
+    first = next(iter(sets.values()))
+    origin = {"made": "in_common", "at_least": number, "among": list(sets)}
+    return NeuronSet(first.site, first.subject, _masks(sets).sum(dim=0) >= number, origin)
+
+
+def _masks(sets: Mapping[str, NeuronSet]) -> Bool[Tensor, "set layer neuron"]:
+    """The masks of sets that may be combined; the algebra refuses others."""
+    first = next(iter(sets.values()))
+    return torch.stack([(one | (first & one)).mask for one in sets.values()])
 
 
 def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Float[Tensor, "group layer neuron"]:
@@ -107,6 +134,7 @@ def _allowed(layers: Iterable[int] | None, depth: int) -> Bool[Tensor, " layer"]
 
 
 def _count(top: float | int, neurons: int) -> int:
-    if isinstance(top, bool) or not (0 < top < 1 or (isinstance(top, int) and 1 <= top <= neurons)):
+    share = isinstance(top, float) and 0 < top <= 1
+    if not share and (isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= neurons):
         raise SetError(f"top is {top!r}; expected a share between 0 and 1, or a whole number from 1 to {neurons}")
-    return max(1, round(top * neurons)) if top < 1 else int(top)
+    return max(1, round(top * neurons)) if share else int(top)

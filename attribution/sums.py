@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,23 @@ class Sums:
         self.signed[:, layer].index_add_(0, groups, score)
         self.absolute[:, layer].index_add_(0, groups, score.abs())
         self.squares[:, layer].index_add_(0, groups, score.square())
+
+    def gather(self, add: Callable[[Tensor], None]) -> None:
+        """Take in what other processes have summed; `add` makes a tensor the sum over processes, in place."""
+        if self.rows is not None:
+            self.rows[~self.scored] = 0
+        scored = self.scored.int()
+        add(scored)
+        self.scored.copy_(scored > 0)
+        for tensor in (self.absolute, self.signed, self.squares, self.counts, self.tokens):
+            add(tensor)
+        if self.rows is not None:
+            add(self.rows)
+            self.rows[~self.scored] = torch.nan
+        for value in self.extra.values():
+            if isinstance(value, Tensor):
+                value.nan_to_num_(nan=0.0)  # examples that another process has
+                add(value)
 
     def means(self, over: Over = "examples") -> tuple[Tensor, Tensor, Tensor]:
         """Mean |score|, mean signed score and mean square of each group [group, layer, neuron], on the CPU.

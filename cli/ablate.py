@@ -66,6 +66,12 @@ def ablate(
         )  # fmt: skip
     save(study, effects, subject=subject)
     show(effects)
+    measured = corpus.part(chosen_split(split), auto="test").hash
+    if any(one.origin.get("corpus_hash") == measured for one in sets.values()):
+        say(
+            "note: the sets were located on the very questions that they were measured on, which flatters them; tag rows with "
+            "split train and test, or give other data"
+        )
     wrote(study, then=f"neuropolis compare {study}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from ..corpora.examples import Corpus
@@ -24,11 +27,26 @@ Split = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...; by default a GPU where there is one.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, ...; by default the checkpoint's.")]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        "--offload", help="For models beyond memory: disk (or a folder), or cpu to keep weights in RAM for a GPU."
+    ),
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="With --offload: what of the weights may stay in memory, such as 5GB.")
+]
+
+
+def leads() -> bool:
+    """Whether this process is the one that speaks and writes; under torchrun there are several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str = "") -> None:
     """One line on standard output."""
-    typer.echo(text)
+    if leads():
+        typer.echo(text)
 
 
 def fail(text: str) -> NoReturn:
@@ -78,12 +96,19 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not leads()) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def open_model(name: str, *, dtype: str | None = None, device: str | None = None) -> Subject:
+def open_model(
+    name: str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    offload: str | None = None,
+    memory: str | None = None,
+) -> Subject:
     """Load the subject that a command names, without the library's own progress bars."""
     import torch
     from transformers.utils import logging
@@ -95,7 +120,7 @@ def open_model(name: str, *, dtype: str | None = None, device: str | None = None
     kind = getattr(torch, dtype, None) if dtype else None
     if dtype and not isinstance(kind, torch.dtype):
         fail(f"unknown dtype {dtype!r}; expected float32, bfloat16, float16 or float64")
-    return load_model(name, dtype=kind, device=device)
+    return load_model(name, dtype=kind, device=device, offload=offload, memory=memory)
 
 
 def open_corpus(source: str, *, by: str | None = None) -> Corpus:
@@ -122,6 +147,62 @@ def layer_range(text: str | None) -> list[int] | None:
 def chosen_split(text: str) -> str | None:
     """The library's split argument from the command line's."""
     return None if text == "all" else text
+
+
+def several(values: list[str] | None, default: str) -> list[str]:
+    """Names from an option that may be repeated and may hold commas."""
+    return [name.strip() for value in values or [default] for name in value.split(",") if name.strip()]
+
+
+def key_values(pairs: list[str] | None) -> dict[str, Any]:
+    """Options of a preset or a method from `key=value`: JSON, a share (1%), a corpus (a .jsonl file, bundled:...), or text."""
+    found = {}
+    for pair in pairs or []:
+        key, sign, text = pair.partition("=")
+        if not sign or not key.isidentifier():
+            fail(f"cannot read {pair!r} as an option; expected key=value, such as top=0.05")
+        if text.endswith(".jsonl") or text.startswith("bundled:"):
+            found[key] = open_corpus(text)
+        elif text.endswith("%"):
+            found[key] = share(text)
+        else:
+            try:
+                found[key] = json.loads(text)
+            except ValueError:
+                found[key] = {"True": True, "False": False, "None": None, "none": None}.get(text, text)
+    return found
+
+
+class Listing(TyperCommand):
+    """A command whose help names what the registries hold; they are read when the help is asked for, not before."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        names = registered()
+        for parameter in self.params:
+            text = getattr(parameter, "help", None)
+            if text:
+                parameter.help = text.format(**names)  # pyright: ignore[reportAttributeAccessIssue]
+        super().format_help(ctx, formatter)
+
+
+def registered() -> dict[str, str]:
+    """The names in each registry, as text."""
+    from typing import get_args
+
+    from ..attribution.engine import NotFiniteRule
+    from ..attribution.located import PRESETS, preset_options
+    from ..attribution.methods import METHODS, TOKEN_REDUCTIONS
+    from ..attribution.objectives import OBJECTIVES
+    from ..attribution.presets import preset  # noqa: F401  (registers the presets and the methods)
+    from ..attribution.selection import CONTRASTS
+    from ..neurons.sites import SITES
+
+    lists = {
+        "methods": METHODS, "presets": PRESETS, "sites": SITES, "objectives": OBJECTIVES, "reductions": TOKEN_REDUCTIONS,
+        "contrasts": (*CONTRASTS, "none"), "rules": get_args(NotFiniteRule),
+        "preset_options": [f"{name} ({', '.join(preset_options(name))})" for name in PRESETS],
+    }  # fmt: skip
+    return {key: ", ".join(names) for key, names in lists.items()}
 
 
 def share(text: str) -> float | int:

@@ -1,12 +1,13 @@
-"""`neuropolis locate`: score every neuron for every group."""
+"""`neuropolis locate`: score every neuron for every group, or run a published pipeline."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import reduce
 from operator import add as add_corpora
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,59 +16,171 @@ from .console import (
     By,
     Device,
     Dtype,
+    Listing,
+    Memory,
     Model,
+    Offload,
     Split,
     chosen_split,
+    fail,
+    key_values,
+    leads,
     open_corpus,
     open_model,
     progress,
     say,
+    several,
+    table,
     wrote,
 )
 
+if TYPE_CHECKING:
+    from ..attribution.located import Located
+    from ..neurons.scores import Scores
+
+FIXED = ("site", "method", "objective", "tokens", "controls")  # what a preset decides for itself
+
 
 def add(app: typer.Typer) -> None:
-    app.command(name="locate", help="Score every neuron for every group of a corpus, in one pass.")(locate)
+    app.command(name="locate", cls=Listing, help="Score every neuron for every group of a corpus, in one pass.")(locate)
 
 
 def locate(
+    context: typer.Context,
     model: Model,
     data: Annotated[list[str], typer.Option("--data", help=DATA_HELP + " Repeat it to score several together.")],
     out: Annotated[Path, typer.Option("--out", help="Atlas to write; one that is there keeps its other contents.")],
-    site: Annotated[str, typer.Option(help="mlp, gate, up, mlp_out, q, k, v or attn.")] = "mlp",
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="{sites}. Several share the pass: repeat it, or use commas; mlp by default."),
+    ] = None,
     method: Annotated[
-        str, typer.Option(help="taylor, gradient, ig, conductance, smoothgrad, relp or exact.")
-    ] = "taylor",
-    objective: Annotated[str, typer.Option(help="loss, loss_all, probability or logit_difference.")] = "loss",
-    tokens: Annotated[str, typer.Option(help="Reduction over tokens: sum, abs, mean or max.")] = "sum",
+        list[str] | None,
+        typer.Option(help="{methods}. Several share the pass: repeat it, or use commas; taylor by default."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A published pipeline, score and selection together: {presets}.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value of the preset or the methods; repeat it. Presets: {preset_options}."),
+    ] = None,
+    objective: Annotated[str, typer.Option(help="{objectives}.")] = "loss",
+    tokens: Annotated[str, typer.Option(help="Reduction over tokens: {reductions}.")] = "sum",
     controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Score the control twins too.")] = False,
+    rows: Annotated[
+        bool, typer.Option("--rows/--no-rows", help="Keep every example's scores too, for permutation and stability.")
+    ] = False,
     by: By = None,
     split: Split = "auto",
     max_tokens: Annotated[int, typer.Option(help="Tokens in a batch; lower it when memory runs out.")] = 4096,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps the state, so that the same command goes on after an interruption."),
+    ] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two writings of the checkpoint.")] = 30.0,
+    recompute: Annotated[
+        bool | None, typer.Option("--recompute/--no-recompute", help="Long contexts: compute blocks twice, keep less.")
+    ] = None,
+    on_not_finite: Annotated[
+        str, typer.Option(help="When an example's objective or score is NaN or infinite: {rules}.")
+    ] = "stop",
     device: Device = None,
     dtype: Dtype = None,
+    offload: Offload = None,
+    memory: Memory = None,
 ) -> None:
     from ..analysis.study import save
     from ..attribution.attribute import attribute
+    from ..attribution.presets import preset as run_preset
+    from ..attribution.resume import Checkpoint
     from ..neurons.atlas import check_target
 
+    options = key_values(option)
+    if on_not_finite not in ("stop", "skip"):
+        fail(f"unknown rule {on_not_finite!r}; --on-not-finite is stop or skip")
+    if preset is not None:
+        _check_preset(context)
     corpus = reduce(add_corpora, (open_corpus(source, by=by) for source in data))
-    subject = open_model(model, dtype=dtype, device=device)
+    keeper = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every, keep=True)
+    subject = open_model(model, dtype=dtype, device=device, offload=offload, memory=memory)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
+    passing: dict[str, Any] = {
+        "split": chosen_split(split), "max_tokens": max_tokens, "on_not_finite": on_not_finite,
+    }  # fmt: skip
+    sites = several(site, "mlp")
+    located: Located | None = None
     began = time.monotonic()
-    with progress("scoring") as bar:
-        scores = attribute(
-            subject, corpus, method=method, site=site, objective=objective, tokens=tokens, controls=controls,  # pyright: ignore[reportCallIssue, reportArgumentType]
-            split=chosen_split(split), max_tokens=max_tokens, progress=bar,
-        )  # fmt: skip
-    save(out, scores, subject=subject)
-    groups, layers, width = scores.values.shape
-    say(
-        f"{int(scores.counts.sum())} examples of {groups} groups, {layers * width} {site} neurons in {layers} layers, "
-        f"{time.monotonic() - began:.1f} s"
-    )
+    try:
+        with progress("scoring") as bar:
+            if preset is not None:
+                located = run_preset(preset, subject, corpus, **options, **passing, progress=bar)
+                scores = dict(located.scores)
+            else:
+                scores = attribute(
+                    subject, corpus, methods=several(method, "taylor"), site=sites[0] if len(sites) == 1 else sites,
+                    objective=objective, tokens=tokens, controls=controls, options=options, keep_rows=rows, **passing,  # pyright: ignore[reportArgumentType]
+                    recompute=recompute, checkpoint=keeper, progress=bar,
+                )  # fmt: skip
+    except KeyboardInterrupt:
+        if keeper is not None and keeper.written:
+            fail(f"interrupted; the same command goes on from {checkpoint}")
+        fail(f"interrupted; {out} is as it was. --checkpoint FILE lets the same command go on after an interruption")
+    taken = time.monotonic() - began
+    if leads():
+        if located is not None:
+            tables = () if located.importance is None else (located.importance,)
+            save(out, scores, dict(located.sets), *tables, subject=subject)
+        else:
+            save(out, scores if len(scores) > 1 else next(iter(scores.values())), subject=subject)
+    if keeper is not None:
+        keeper.remove()
+    _tell(scores, taken)
     if not corpus.splits:
         say(
             "note: the corpus has no splits; tag rows with split train and test to measure effects on questions not located with"
         )
-    wrote(out, then=f"neuropolis select {out} --top 1%")
+    if located is not None:
+        show(located)
+        wrote(out, then=f"neuropolis ablate {model} --data DATA --study {out}" if located.sets else "")
+    else:
+        name = f" --method {next(iter(scores))}" if len(scores) > 1 else ""
+        wrote(out, then=f"neuropolis select {out}{name} --top 1%")
+
+
+def show(located: Located) -> None:
+    """What a preset found: neurons of each set by layer, or the importance of components."""
+    if located.importance is not None:
+        found = located.importance
+        say("importance of each component, summed over layers")
+        rows = [[g, *(f"{float(v):.4g}" for v in found.of_components[i])] for i, g in enumerate(found.groups)]
+        table(["group", *found.components], rows)
+    if located.sets:
+        say(f"neurons of each set by layer (preset {located.preset})")
+        depth = next(iter(located.sets.values())).num_layers
+        rows = [[row["set"], row["site"], row["neurons"], *row["layers"]] for row in located.summary]
+        table(["set", "site", "all", *map(str, range(depth))], rows)
+
+
+def _tell(scores: Mapping[str, Scores], seconds: float) -> None:
+    first = next(iter(scores.values()))
+    neurons = {one.site: one.num_layers * one.width for one in scores.values()}
+    skipped = len(first.origin.get("skipped", ()))
+    say(
+        f"{int(first.counts.sum())} examples of {len(first.groups)} groups, "
+        + ", ".join(f"{count} {site} neurons" for site, count in neurons.items())
+        + f" in {first.num_layers} layers, "
+        + (f"scores {', '.join(scores)}, " if len(scores) > 1 else "")
+        + (f"{skipped} examples skipped that are not finite, " if skipped else "")
+        + f"{seconds:.1f} s"
+    )
+
+
+def _check_preset(context: typer.Context) -> None:
+    """A preset decides these itself; given beside it they would be silently ignored."""
+    for name in FIXED:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            fail(
+                f"--{name} does not go with --preset, which decides it; where the preset has the option, give --option {name}=..."
+            )

@@ -28,7 +28,7 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         fail("interrupted; files are as they were before this command, or whole")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("NEUROPOLIS_DEBUG"):
             raise
         fail(str(error))

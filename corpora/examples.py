@@ -166,9 +166,18 @@ class Corpus:
         return replace(self, examples=examples)
 
     def part(self, split: str | None, *, auto: str) -> Corpus:
-        """The examples of a split: None takes all; "auto" takes those tagged `auto` if any example has a split, else all."""
+        """The examples of a split: None takes all; "auto" takes those tagged `auto` if any example has a split, else all.
+
+        Raises CorpusError when some examples have a split and others none: they would be left out unseen.
+        """
         if split is None or (split == "auto" and not self.splits):
             return self
+        untagged = [e.id for e in self.examples if "split" not in e.tags]
+        if untagged and self.splits:
+            raise CorpusError(
+                f"corpus {self.name!r}: {len(untagged)} of {len(self)} examples have no tag 'split' (first {untagged[0]!r}), "
+                f"the others have {', '.join(self.splits)}; tag them, or take all rows (split=None, --split all)"
+            )
         return self.only(split=auto if split == "auto" else split)
 
     def by(self, tag: str) -> Corpus:

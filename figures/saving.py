@@ -71,6 +71,8 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     path = Path(path)
     if not path.parent.is_dir():
         raise FigureError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise FigureError(f"cannot write {path}: it is a folder; give the name of a file in it")
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

@@ -102,6 +102,12 @@ def check_target(path: str | Path, *, subject: Mapping[str, Any] | None = None) 
     path = Path(path)
     if not path.parent.is_dir():
         raise AtlasError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise AtlasError(
+            f"cannot write {path}: it is a folder; give the name of a file in it, such as {path / 'study.h5'}"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise AtlasError(f"cannot write {path}: no permission to write in {path.parent}; choose another folder")
     if not path.exists():
         return {}
     with Atlas(path) as atlas:

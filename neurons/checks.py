@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import SiteError
+from .experts import implementation
 from .sites import Edit, Site, Tap, find_tap
 
 if TYPE_CHECKING:
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
 def check_site(subject: Subject, site: Site) -> None:
     """One short forward must pass every tap, with the width that was read from the weights; a fused split must behave.
 
+    At routed experts some expert must be passed in every layer, and the model must compute what it does by itself.
+
     Raises SiteError that names the site, the layer and the module.
     """
+    if site.taps[0].routed is not None:
+        _check_routed(subject, site)
+        return
     seen: dict[int, int] = {}
 
     def note(x: Tensor, layer: int) -> None:
@@ -38,6 +44,33 @@ def check_site(subject: Subject, site: Site) -> None:
             )
     if site.taps[0].channels is not None:
         _check_split(subject, site)
+
+
+def _check_routed(subject: Subject, site: Site) -> None:
+    seen: dict[int, int] = {}
+
+    def note(x: Tensor, layer: int) -> None:
+        seen[layer] = int(x.shape[-1])
+
+    with ExitStack() as stack:
+        for layer, tap in enumerate(site.taps):
+            stack.enter_context(tap.attached_routed(lambda x, _expert, _tokens, layer=layer: note(x, layer)))
+        looped = _forward(subject)
+    for layer, tap in enumerate(site.taps):
+        if seen.get(layer) != tap.units:
+            found = f"{seen[layer]}" if layer in seen else "no forward through any"
+            raise SiteError(
+                f"site {site.name!r}, layer {layer} ({tap.path}): expected experts of {tap.units} units, found {found}"
+            )
+    with ExitStack() as stack:
+        for tap in site.taps:
+            stack.enter_context(implementation(tap.module, "eager"))
+        plain = _forward(subject)
+    if not _close(looped, plain):
+        raise SiteError(
+            f"site {site.name!r}: the experts of {site.taps[0].path} do more than project, gate and project back, "
+            "so their units cannot be read here"
+        )
 
 
 def _check_split(subject: Subject, site: Site) -> None:
@@ -64,11 +97,11 @@ def _check_split(subject: Subject, site: Site) -> None:
         )
 
 
-def _forward(subject: Subject) -> None:
-    """Three different tokens through the model."""
+def _forward(subject: Subject) -> Float[Tensor, "1 token vocabulary"]:
+    """The logits of three different tokens."""
     ids = torch.arange(3, device=subject.device)[None]
     with subject.quiet(), torch.no_grad():
-        subject.model(input_ids=ids, use_cache=False)
+        return subject.model(input_ids=ids, use_cache=False).logits
 
 
 def _read(

@@ -7,10 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from .errors import SetError, SubjectError
+from .experts import expert_weights
 from .sets import NeuronSet
 from .sites import Tap, is_transposed, unwrapped
 from .subject import Subject
@@ -20,8 +24,8 @@ def export_silenced(subject: Subject, neurons: NeuronSet, folder: str | Path, *,
     """Write a Hugging Face checkpoint in which a set's activations are multiplied by `factor` (0 silences them).
 
     The same as `intervene(kind="zero")` or `kind="scale"`, in the weights: for sites on the input side of a projection
-    (`mlp`, `attn`) the projection's columns are scaled, for sites on an output side its rows and bias. The folder
-    loads with plain `from_pretrained`. The subject is the same afterwards, bit for bit.
+    (`mlp`, `attn`, `expert`) the projection's columns are scaled, for sites on an output side its rows and bias. The
+    folder loads with plain `from_pretrained`. The subject is the same afterwards, bit for bit.
 
     Raises SetError for a set of another subject, and when the folder exists and is not empty; SubjectError for a model
     inside a TransformerLens bridge, whose parameters have other names than a checkpoint's.
@@ -50,30 +54,34 @@ def export_silenced(subject: Subject, neurons: NeuronSet, folder: str | Path, *,
 
 @contextmanager
 def _scaled(subject: Subject, neurons: NeuronSet, factor: float) -> Iterator[None]:
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    kept: list[tuple[torch.Tensor, tuple[Any, ...], torch.Tensor]] = []
     try:
         with torch.no_grad():
             for layer, tap in enumerate(subject.site(neurons.site).taps):
                 index = neurons.indices(layer)
                 if len(index):
-                    for tensor, dim in _weights(tap):
-                        kept.append((tensor, tensor.detach().clone()))
-                        channels = index if tap.channels is None else tap.channels[index]
-                        channels = channels.to(tensor.device)
-                        tensor.index_copy_(dim, channels, tensor.index_select(dim, channels) * factor)
+                    for tensor, place in _entries(tap, index):
+                        old = tensor[place].clone()
+                        kept.append((tensor, place, old))
+                        tensor[place] = old * factor
         yield
     finally:
         with torch.no_grad():
-            for tensor, old in reversed(kept):
-                tensor.copy_(old)
+            for tensor, place, old in reversed(kept):
+                tensor[place] = old
 
 
-def _weights(tap: Tap) -> Iterator[tuple[torch.Tensor, int]]:
-    """The tensors whose entries carry a tap's neurons, and the dimension that numbers them."""
+def _entries(tap: Tap, index: Int[Tensor, " neuron"]) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
+    """The tensors that carry a tap's neurons, and where in them these neurons' entries are."""
+    if tap.routed is not None:
+        _, out = expert_weights(tap.module)
+        yield out, ((index // tap.units).to(out.device), (index % tap.units).to(out.device))
+        return
     weight = tap.module.weight
     assert isinstance(weight, torch.Tensor)
-    outputs = 1 if is_transposed(tap.module) else 0
-    yield weight, (1 - outputs if tap.side == "in" else outputs)
+    channels = (index if tap.channels is None else tap.channels[index]).to(weight.device)
+    rows = (tap.side == "out") != is_transposed(tap.module)
+    yield weight, (channels,) if rows else (slice(None), channels)
     bias = getattr(tap.module, "bias", None)
     if tap.side == "out" and isinstance(bias, torch.Tensor):
-        yield bias, 0
+        yield bias, (channels,)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import SetError
+from .experts import RoutedEdit, by_expert
 from .sets import NeuronSet
-from .sites import Edit
+from .sites import Edit, Tap
 from .subject import Subject
 
 Kind = Literal["zero", "mean", "scale", "resample", "noise"]
@@ -25,6 +26,10 @@ class Reference:
     """Activations of a site over a named reference corpus, which `mean`, `resample` and `noise` draw from.
 
     `mean` and `std` [layer, neuron] are over all tokens; `pool` [layer, sample, neuron] holds whole rows of sampled tokens.
+
+    At routed experts all three are over the tokens that were routed to the neuron's expert, sampled for each expert
+    apart; `sampled` [layer, expert] says how many of the pool's rows an expert has, from the first (0: no token was
+    routed to it, and its mean is NaN). It is None at other sites.
     """
 
     site: str
@@ -33,6 +38,7 @@ class Reference:
     mean: Float[Tensor, "layer neuron"]
     std: Float[Tensor, "layer neuron"]
     pool: Float[Tensor, "layer sample neuron"]
+    sampled: Int[Tensor, "layer expert"] | None = None
 
 
 @contextmanager
@@ -53,9 +59,11 @@ def intervene(
     - `resample`: the activations of one token drawn at random from `reference`'s pool, drawn anew for every position.
     - `noise`: add Gaussian noise of `factor` times the neuron's standard deviation over `reference`.
 
+    Neurons of site `expert` are replaced where a token is routed to their expert; the routing is left to the model.
     The hooks are gone afterwards, also after an exception. An empty set changes nothing, bit for bit.
 
-    Raises SetError when the set is of another subject or site, when the kind is unknown or when it needs a reference.
+    Raises SetError when the set is of another subject or site, when the kind is unknown, when it needs a reference, or
+    when no token of the reference was routed to an expert of the set.
     """
     neurons.check(subject)
     if kind not in KINDS:
@@ -67,9 +75,14 @@ def intervene(
     with ExitStack() as stack:
         for layer, tap in enumerate(site.taps):
             index = neurons.indices(layer)
-            if len(index):
-                edit = _edit(kind, layer, index, factor, reference, generator)
+            if not len(index):
+                continue
+            if tap.routed is None:
+                edit = _edit(kind, layer, index, index, factor, reference, generator)
                 stack.enter_context(tap.attached(edit))
+            else:
+                routed = _routed_edit(kind, layer, tap, index, factor, reference, generator)
+                stack.enter_context(tap.attached_routed(routed))
         yield
 
 
@@ -83,13 +96,51 @@ def _check_reference(neurons: NeuronSet, reference: Reference | None, kind: str)
         )
 
 
+def _routed_edit(
+    kind: str,
+    layer: int,
+    tap: Tap,
+    index: Tensor,
+    factor: float,
+    reference: Reference | None,
+    generator: torch.Generator,
+) -> RoutedEdit:
+    """The function that replaces the set's units of each expert, on the tokens routed to it."""
+    edits: dict[int, Edit] = {}
+    for expert, columns in by_expert(index, units=tap.units).items():
+        rows = None
+        if reference is not None and reference.sampled is not None and kind in ("mean", "resample", "noise"):
+            rows = int(reference.sampled[layer, expert])
+            if not rows:
+                raise SetError(
+                    f"no token of reference {reference.name!r} was routed to expert {expert} of layer {layer}, which the "
+                    f"set has {len(columns)} neurons of; give a larger reference, or take these neurons out of the set"
+                )
+        edits[expert] = _edit(kind, layer, columns, columns + expert * tap.units, factor, reference, generator, rows)
+
+    def routed(x: Tensor, expert: int, _tokens: Tensor) -> Tensor | None:
+        return edits[expert](x) if expert in edits else None
+
+    return routed
+
+
 def _edit(
-    kind: str, layer: int, index: Tensor, factor: float, reference: Reference | None, generator: torch.Generator
+    kind: str,
+    layer: int,
+    columns: Tensor,
+    index: Tensor,
+    factor: float,
+    reference: Reference | None,
+    generator: torch.Generator,
+    rows: int | None = None,
 ) -> Edit:
-    """The function that replaces the columns `index` of a layer's activations ([..., neuron])."""
+    """The function that replaces `columns` of the activations ([..., neuron]): the neurons `index` of a layer.
+
+    `rows` is how many rows of the pool may be drawn, by default all.
+    """
 
     def new(x: Tensor) -> Tensor:
-        old = x.index_select(-1, index.to(x.device))
+        old = x.index_select(-1, columns.to(x.device))
         if kind == "zero":
             return torch.zeros_like(old)
         if kind == "scale":
@@ -98,10 +149,10 @@ def _edit(
         if kind == "mean":
             return reference.mean[layer, index].to(x).expand_as(old)
         if kind == "resample":
-            pool = reference.pool[layer][:, index].to(x)
-            rows = torch.randint(len(pool), old.shape[:-1], generator=generator)
-            return pool[rows.to(x.device)]
+            pool = reference.pool[layer, :rows][:, index].to(x)
+            drawn = torch.randint(len(pool), old.shape[:-1], generator=generator)
+            return pool[drawn.to(x.device)]
         noise = torch.randn(old.shape, generator=generator).to(x)
         return old + factor * reference.std[layer, index].to(x) * noise
 
-    return lambda x: x.index_copy(-1, index.to(x.device), new(x))
+    return lambda x: x.index_copy(-1, columns.to(x.device), new(x))

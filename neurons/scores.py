@@ -14,7 +14,17 @@ from torch import Tensor
 from .atlas import Record, record_type
 from .errors import SetError
 
-_TENSORS = ("values", "signed", "squares", "counts", "control_values", "control_signed", "rows", "row_groups")
+_TENSORS = (
+    "values",
+    "signed",
+    "squares",
+    "counts",
+    "control_values",
+    "control_signed",
+    "rows",
+    "row_groups",
+    "row_items",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +34,9 @@ class Scores:
     `values` [group, layer, neuron] is what selection ranks. `signed` keeps the sign: positive where the neuron helps the
     group (silencing it makes the objective worse). `squares` is the mean of the squared score of an example. `counts`
     [group] says over how many examples. `control_values` and `control_signed` are the same over the control twins, where
-    those were scored. `rows` [example, layer, neuron] are every example's signed scores and `row_groups` [example] the
-    numbers of their groups, where those were kept. `origin` holds what made them: corpus hash, example ids, method, objective,
-    reductions, dtype, versions, seed.
+    those were scored. `rows` [example, layer, neuron] are every example's signed scores, with the numbers of their groups in
+    `row_groups` [example] and of what they are about in `row_items` [example], where rows were kept. `origin` holds what made
+    them: corpus hash, example ids, method, objective, reductions, dtype, versions, seed.
     """
 
     site: str
@@ -43,6 +53,7 @@ class Scores:
     control_signed: Float[Tensor, "group layer neuron"] | None = None
     rows: Float[Tensor, "example layer neuron"] | None = None
     row_groups: Int[Tensor, " example"] | None = None
+    row_items: Int[Tensor, " example"] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))

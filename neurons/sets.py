@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .atlas import Record, record_type
 from .errors import SetError
+from .experts import by_expert
 from .subject import Subject
 
 
@@ -68,6 +69,32 @@ class NeuronSet:
         return cls(site, subject.fingerprint, mask, origin or {"made": "from_indices"})
 
     @classmethod
+    def from_experts(
+        cls,
+        subject: Subject,
+        *,
+        indices: Mapping[int, Mapping[int, Iterable[int]]],
+        origin: Mapping[str, Any] | None = None,
+    ) -> NeuronSet:
+        """The set of these units of routed experts (site `expert`), given as {layer: {expert: unit indices}}.
+
+        Raises SetError when a layer, an expert or a unit lies outside the site.
+        """
+        tap = subject.site("expert").taps[0]
+        flat: dict[int, list[int]] = {}
+        for layer, experts in indices.items():
+            flat[layer] = []
+            for expert, units in experts.items():
+                for unit in units:
+                    if not (0 <= expert < (tap.routed or 0) and 0 <= unit < tap.units):
+                        raise SetError(
+                            f"unit {unit} of expert {expert} of layer {layer} is outside {tap.routed} experts of "
+                            f"{tap.units} units"
+                        )
+                    flat[layer].append(expert * tap.units + unit)
+        return cls.from_indices(subject, site="expert", indices=flat, origin=origin or {"made": "from_experts"})
+
+    @classmethod
     def random(cls, like: NeuronSet, *, seed: int, avoid: NeuronSet | None = None) -> NeuronSet:
         """A control: as many neurons in each layer of the same site as `like` has, drawn without replacement.
 
@@ -114,6 +141,20 @@ class NeuronSet:
     def to_indices(self) -> dict[int, list[int]]:
         """{layer: neuron indices} of the layers that have members."""
         return {layer: self.indices(layer).tolist() for layer in range(self.num_layers) if bool(self.mask[layer].any())}
+
+    def to_experts(self, subject: Subject) -> dict[int, dict[int, list[int]]]:
+        """{layer: {expert: unit indices}} of a set of site `expert`; the subject says how many units an expert has.
+
+        Raises SetError when the set is of another subject or site.
+        """
+        self.check(subject)
+        tap = subject.site(self.site).taps[0]
+        if tap.routed is None:
+            raise SetError(f"site {self.site!r} has no experts; expected a set of site 'expert'")
+        return {
+            layer: {expert: u.tolist() for expert, u in by_expert(torch.tensor(index), units=tap.units).items()}
+            for layer, index in self.to_indices().items()
+        }
 
     def layers(self, layers: Iterable[int]) -> NeuronSet:
         """The members in these layers."""

@@ -2,7 +2,7 @@
 
 Module paths come from TransformerLens's architecture adapters, so that no table of model names is kept here. Fused
 projections (qkv, gate_up) are taken apart with the adapter's own splitting function, run once on a stand-in weight whose
-rows carry their own number.
+rows carry their own number. Routed experts are found by their structure (see `experts`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SiteError
+from .experts import RoutedEdit, attached_dense, attached_routed, check_all_sparse, expert_sizes, layer_experts
 
 SITES: dict[str, str] = {
     "mlp": "intermediate units of the FFN: the input channels of its output projection",
@@ -26,12 +27,16 @@ SITES: dict[str, str] = {
     "q": "output channels of the query projection",
     "k": "output channels of the key projection",
     "v": "output channels of the value projection",
+    "attn_out": "output channels of the attention output projection",
     "attn": "input channels of the attention output projection",
+    "expert": "intermediate units of the routed experts (expert * units + unit): the input channels of their output projections",
 }
 _COMPONENT = {
+    "attn_out": "attn.o",
     "mlp": "mlp.out", "gate": "mlp.gate", "up": "mlp.in", "mlp_out": "mlp.out",
-    "q": "attn.q", "k": "attn.k", "v": "attn.v", "attn": "attn.o",
+    "q": "attn.q", "k": "attn.k", "v": "attn.v", "attn": "attn.o", "expert": "mlp.experts",
 }  # fmt: skip
+_FFN = ("mlp", "gate", "up", "mlp_out")
 _INPUT_SIDE = ("mlp", "attn")
 Edit = Callable[[Tensor], Tensor | None]
 
@@ -41,6 +46,9 @@ class Tap:
     """Where one layer's neurons are read and replaced.
 
     `channels` picks this site's neurons out of a fused projection's output, in neuron order; None means all channels.
+    `routed` is the number of experts whose units the neurons are (neuron = expert * units + unit), None elsewhere. While
+    something is attached to a routed tap, its module runs transformers' `eager` loop over experts, bit for bit, instead
+    of the model's own choice (grouped_mm, batched_mm), whose outputs differ in rounding.
     """
 
     module: nn.Module
@@ -48,10 +56,37 @@ class Tap:
     side: Literal["in", "out"]
     width: int
     channels: Tensor | None = None
+    routed: int | None = None
+
+    @property
+    def units(self) -> int:
+        """Neurons of one expert, or all where there are no experts."""
+        return self.width // (self.routed or 1)
+
+    @contextmanager
+    def attached_routed(self, edit: RoutedEdit) -> Iterator[None]:
+        """Pass each expert's units through `edit(x, expert, tokens)` at every forward; None leaves them as they are.
+
+        `x` [routed, unit] holds only the tokens that were routed to `expert`; `tokens` [routed] are their rows in the
+        flattened [batch * token] order. An expert that no token chose is not called. Nothing of the size of all
+        experts is made. Raises SiteError at a tap without experts.
+        """
+        if self.routed is None:
+            raise SiteError(f"{self.path} has no routed experts; use attached")
+        with attached_routed(self.module, edit):
+            yield
 
     @contextmanager
     def attached(self, edit: Edit) -> Iterator[None]:
-        """Pass the neurons ([..., width]) through `edit` at every forward; what it returns replaces them, None leaves them."""
+        """Pass the neurons ([..., width]) through `edit` at every forward; what it returns replaces them, None leaves them.
+
+        At a routed tap this makes the whole [token, width], zero where a token is not routed: for small models, and
+        where an edit must see all experts at once. What is put where a token is not routed has no effect.
+        """
+        if self.routed is not None:
+            with attached_dense(self.module, edit):
+                yield
+            return
         handle = self._register(edit)
         try:
             yield
@@ -119,6 +154,8 @@ def resolve_site(model: nn.Module, adapter: Any, name: str, *, num_layers: int) 
     """
     if name not in SITES:
         raise SiteError(f"unknown site {name!r}; sites are {', '.join(SITES)}")
+    if name == "expert":
+        check_all_sparse(model, adapter, num_layers)
     taps = tuple(find_tap(model, adapter, name, layer) for layer in range(num_layers))
     widths = {tap.width for tap in taps}
     if len(widths) != 1:
@@ -128,9 +165,19 @@ def resolve_site(model: nn.Module, adapter: Any, name: str, *, num_layers: int) 
 
 def find_tap(model: nn.Module, adapter: Any, name: str, layer: int) -> Tap:
     """Where a site's neurons of one layer pass. Raises SiteError when the architecture has no such place."""
+    experts = layer_experts(model, adapter, layer) if name in (*_FFN, "expert") else None
+    if experts is not None:
+        path, module = experts
+        if name != "expert":
+            raise SiteError(
+                f"site {name!r}: the FFN of layer {layer} of this {type(model).__name__} is a mixture of experts; "
+                "use site 'expert'"
+            )
+        count, units = expert_sizes(module, path)
+        return Tap(module, path, "in", count * units, routed=count)
     component = _COMPONENT[name]
     side = "in" if name in _INPUT_SIDE else "out"
-    found = _component(model, adapter, f"blocks.{layer}.{component}")
+    found = None if name == "expert" else _component(model, adapter, f"blocks.{layer}.{component}")
     if found is not None:
         in_width, out_width = projection_widths(found[0], found[1])
         return Tap(found[0], found[1], side, in_width if side == "in" else out_width)

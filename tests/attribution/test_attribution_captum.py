@@ -54,7 +54,7 @@ def test_scores_equal_captum_in_float64(make_subject: Any, corpus: Corpus, famil
     torch.testing.assert_close(scores.squares, by_group(oracle.square(), corpus), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("site", ["gate", "up", "mlp_out", "q", "k", "v", "attn"])
+@pytest.mark.parametrize("site", ["gate", "up", "mlp_out", "q", "k", "v", "attn", "attn_out"])
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "gpt_neox"])
 def test_every_site_equals_captum(make_subject: Any, corpus: Corpus, family: str, site: str) -> None:
     if site == "gate" and family in ("gpt2", "gpt_neox"):

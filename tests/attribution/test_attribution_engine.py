@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -258,15 +259,20 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     def hungry(subject: Any, batch: Any) -> torch.Tensor:
         sizes.append(len(batch.rows))
         logits = plain(subject, batch)
-        if len(batch.rows) > 2:
+        if batch.input_ids.numel() > 106:
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
             )
         return logits
 
     monkeypatch.setattr(engine, "forward", hungry)
-    scores = attribute(subject, corpus)
-    assert max(sizes) > 2
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = attribute(subject, corpus, max_tokens=212)  # batches of 4 at first
+    assert [str(one.message)[:48] for one in caught] == ["memory did not hold 4 examples of 53 tokens; bat"]
+    assert "at most 106 tokens" in str(caught[0].message)
+    assert sizes[:3] == [4, 2, 2]
+    assert max(sizes[1:]) <= 3  # what did not fit once is not tried again
     assert scores.counts.tolist() == expected.counts.tolist()
     torch.testing.assert_close(scores.signed, expected.signed)
 
@@ -280,7 +286,8 @@ def test_an_example_that_memory_does_not_hold_is_named(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(engine, "forward", hungry)
-    with pytest.raises(MemoryError, match="does not fit in memory"):
+    halved = pytest.warns(RuntimeWarning, match="did not hold")
+    with halved, pytest.raises(MemoryError, match=r"example '.*' does not fit in memory alone; shorten it"):
         attribute(make_subject("llama"), corpus)
 
 

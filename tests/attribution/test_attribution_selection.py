@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from neuropolis.attribution.selection import contrasted, select
+from neuropolis.attribution.selection import contrasted, exclusive, in_common, select
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.scores import Scores
+from neuropolis.neurons.sets import NeuronSet
 
 VALUES = torch.tensor([[[9.0, 1.0, 5.0], [4.0, 4.0, 0.0]], [[8.0, 7.0, 0.0], [0.0, 1.0, 2.0]]])
 
@@ -73,7 +74,35 @@ def test_top_out_of_range(scores: Scores, top: float) -> None:
         select(scores, top=top)
 
 
+def test_all_of_them_and_one_of_them(scores: Scores) -> None:
+    assert len(select(scores, top=1.0)["a"]) == 6
+    assert len(select(scores, top=1)["a"]) == 1
+
+
 def test_one_group_has_no_others() -> None:
     alone = Scores("mlp", "s", ("a",), VALUES[:1], VALUES[:1], VALUES[:1], torch.tensor([3]))
     with pytest.raises(SetError, match="at least two groups"):
         select(alone, contrast="others")
+
+
+def _sets(**members: list[int]) -> dict[str, NeuronSet]:
+    made = {}
+    for group, indices in members.items():
+        mask = torch.zeros(1, 6, dtype=torch.bool)
+        mask[0, indices] = True
+        made[group] = NeuronSet("mlp", "s", mask)
+    return made
+
+
+def test_exclusive_neurons_are_in_one_set_alone() -> None:
+    alone = exclusive(_sets(a=[0, 1, 2], b=[2, 3], c=[3, 4]))
+    assert {group: [n for _, n in s] for group, s in alone.items()} == {"a": [0, 1], "b": [], "c": [4]}
+    assert [n for _, n in exclusive(_sets(a=[1]))["a"]] == [1]
+
+
+def test_neurons_in_common_by_number_of_sets() -> None:
+    sets = _sets(a=[0, 1, 2], b=[1, 2], c=[2, 5])
+    assert [n for _, n in in_common(sets)] == [2]
+    assert [n for _, n in in_common(sets, at_least=2)] == [1, 2]
+    with pytest.raises(SetError, match="expected 1 to 3"):
+        in_common(sets, at_least=4)

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from neuropolis.analysis.study import load
+from neuropolis.attribution.located import PRESETS
+from neuropolis.attribution.methods import METHODS
+from neuropolis.attribution.objectives import OBJECTIVES
 from neuropolis.corpora.examples import Corpus
 from neuropolis.corpora.jsonl import write_jsonl
 
@@ -78,6 +82,63 @@ def test_the_whole_path(run: Run, folder: Path) -> None:
     assert "model.layers.0.mlp.down_proj" in run("info", "model")
 
 
+def test_several_methods_are_located_together_and_chosen_by_name(run: Run, folder: Path) -> None:
+    printed = run(
+        "locate", "model", "--data", "my.jsonl", "--out", "study.h5", "--method", "taylor,mean", "--method", "lape",
+        "--on-not-finite", "skip",
+    )  # fmt: skip
+    assert "next: neuropolis select study.h5 --method taylor --top 1%" in printed
+    study = load("study.h5")
+    assert study.names("scores") == ("taylor", "mean", "lape")
+    message = run("select", "study.h5", fails=True)
+    assert message == "error: study.h5 has several scores; choose with --method: taylor, mean, lape"
+    assert "(mean, none contrast, top 100%)" in run(
+        "select", "study.h5", "--method", "mean", "--contrast", "none", "--top", "100%"
+    )
+    assert len(load("study.h5").sets["north"]) == 3 * 48
+    message = run("select", "study.h5", "--contrast", "nine", fails=True)
+    assert message == "error: unknown contrast 'nine'; contrasts are others, controls, z, none"
+    run("locate", "model", "--data", "my.jsonl", "--out", "sites.h5", "--site", "v,mlp")
+    assert load("sites.h5").names("scores") == ("taylor/v", "taylor/mlp")
+    assert "several scores of method 'taylor'" in run("select", "sites.h5", "--method", "taylor", fails=True)
+    assert "no scores 'lape'" in run("select", "sites.h5", "--method", "lape", fails=True)
+    assert "v neurons by layer" in run("select", "sites.h5", "--method", "taylor/v")
+    run("locate", "model", "--data", "my.jsonl", "--out", "one.h5", "--method", "active")
+    assert load("one.h5").names("scores") == ("scores",)
+    assert "(active, others contrast" in run("select", "one.h5", "--method", "active")
+
+
+def test_presets_are_located_with_their_sets(run: Run, folder: Path) -> None:
+    printed = run(
+        "locate", "model", "--data", "my.jsonl", "--out", "lape.h5", "--preset", "lape", "--option", "top=10%", "--option",
+        "bar=0.8",
+    )  # fmt: skip
+    assert "next: neuropolis ablate model" in printed
+    study = load("lape.h5")
+    assert len(study.sets["north"] | study.sets["south"] | study.sets["east"]) == round(0.1 * 3 * 48)
+    assert study.get("scores", "lape").origin["bar"] == 0.8
+    run("ablate", "model", "--data", "my.jsonl", "--study", "lape.h5", "--controls", "1")
+    printed = run(
+        "locate", "model", "--data", "my.jsonl", "--out", "tsn.h5", "--preset", "tsn", "--option", 'site=["mlp", "v"]',
+        "--option", "by=signed", "--option", "contrast=none",
+    )  # fmt: skip
+    assert "north/v" in printed
+    assert "importance of each component" in run(
+        "locate", "model", "--data", "my.jsonl", "--out", "fuxi.h5", "--preset", "fuxitranyu"
+    )
+    assert load("fuxi.h5").get("importance").values.shape == (3, 3, 8)
+    culnig = ("locate", "model", "--data", "my.jsonl", "--out", "culnig.h5", "--preset", "culnig")
+    assert "general/gate" in run(*culnig, "--option", "countries=my.jsonl", "--option", "z=0")
+
+
+def test_help_names_what_the_registries_hold(run: Run) -> None:
+    for words in (("locate", "--help"), ("select", "--help")):
+        said = " ".join(run(*words).replace("│", " ").split())
+        assert all(name in said for name in METHODS)
+        assert "{" not in said.replace("{MODEL}", "").replace("{STUDY}", "")
+    assert all(name in " ".join(run("locate", "--help").split()) for name in (*PRESETS, *OBJECTIVES))
+
+
 def test_learning_beside_what_was_known(run: Run, folder: Path, corpus: Corpus) -> None:
     write_jsonl(corpus.only(("south", "east")), folder / "old.jsonl")
     run("locate", "model", "--data", "my.jsonl", "--out", "study.h5")
@@ -103,6 +164,25 @@ def test_learning_beside_what_was_known(run: Run, folder: Path, corpus: Corpus) 
         (("locate", "model", "--data", "my.jsonl", "--out", "nowhere/s.h5"), "no folder"),
         (("locate", "model", "--data", "my.jsonl", "--out", "s.h5", "--site", "ffn"), "unknown site 'ffn'"),
         (("locate", "model", "--data", "my.jsonl", "--out", "my.jsonl"), "not a neuropolis atlas"),
+        (
+            ("locate", "model", "--data", "my.jsonl", "--out", "s.h5", "--method", "x"),
+            "unknown method 'x'; methods are taylor",
+        ),
+        (
+            ("locate", "model", "--data", "my.jsonl", "--out", "s.h5", "--preset", "x"),
+            "unknown preset 'x'; presets are",
+        ),
+        (("locate", "model", "--data", "my.jsonl", "--out", "s.h5", "--on-not-finite", "x"), "is stop or skip"),
+        (("locate", "model", "--data", "my.jsonl", "--out", "s.h5", "--option", "x"), "expected key=value"),
+        (("locate", "model", "--data", "my.jsonl", "--out", "s.h5", "--option", "x=1"), "'x' is no option of taylor"),
+        (
+            ("locate", "model", "--data", "my.jsonl", "--out", "s.h5", "--preset", "tsn", "--option", "x=1"),
+            "'x' is no option of preset 'tsn'; options are top",
+        ),
+        (
+            ("locate", "model", "--data", "my.jsonl", "--out", "s.h5", "--preset", "lape", "--site", "mlp"),
+            "--site does not go with --preset",
+        ),
         (("select", "study.h5", "--top", "many"), "cannot read 'many' as an amount"),
         (("select", "missing.h5"), "no atlas at missing.h5"),
         (("select", "cut.h5"), "truncated"),
@@ -167,3 +247,19 @@ def test_help_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "locate" in done.stdout
+
+
+def test_measuring_on_the_questions_located_on_is_said(run: Run, corpus: Corpus, folder: Path) -> None:
+    run("locate", "model", "--data", "my.jsonl", "--out", "study.h5")
+    run("select", "study.h5", "--top", "5%")
+    same = run("ablate", "model", "--data", "my.jsonl", "--study", "study.h5", "--controls", "1")
+    assert "the very questions that they were measured on" in same
+    write_jsonl(Corpus(tuple(e for row, e in enumerate(corpus) if row % 2)), folder / "other.jsonl")
+    other = run("ablate", "model", "--data", "other.jsonl", "--study", "study.h5", "--controls", "1")
+    assert "the very questions" not in other
+
+
+def test_a_folder_is_no_file_to_write(run: Run, folder: Path) -> None:
+    assert "it is a folder" in run("locate", "model", "--data", "my.jsonl", "--out", ".", fails=True)
+    run("locate", "model", "--data", "my.jsonl", "--out", "study.h5")
+    assert "it is a folder" in run("report", "study.h5", "--out", str(folder), fails=True)

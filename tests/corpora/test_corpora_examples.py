@@ -95,3 +95,13 @@ def test_messages_may_be_a_list():
     example = Example(id="1", group="g", prompt=chat, answer="a", control=chat)
     assert example.prompt == example.control == tuple(chat)
     assert example.to_json()["prompt"] == chat
+
+
+def test_rows_without_a_split_beside_rows_with_one_are_refused() -> None:
+    rows = [
+        Example(id=str(i), group="g", prompt="p", answer="a", tags={"split": "train"} if i else {}) for i in range(3)
+    ]
+    corpus = Corpus(tuple(rows))
+    with pytest.raises(CorpusError, match="1 of 3 examples have no tag 'split'"):
+        corpus.part("auto", auto="train")
+    assert len(corpus.part(None, auto="train")) == 3

@@ -8,7 +8,7 @@ from neuropolis.neurons.errors import SetError, SiteError
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
 
-SITES = ("mlp", "mlp_out", "q", "k", "v", "attn")
+SITES = ("mlp", "mlp_out", "q", "k", "v", "attn", "attn_out")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

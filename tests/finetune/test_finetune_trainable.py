@@ -16,7 +16,7 @@ from neuropolis.neurons.sites import is_transposed
 from neuropolis.neurons.subject import Subject
 from torch import Tensor
 
-SITES = ("mlp", "gate", "up", "mlp_out", "q", "k", "v", "attn")
+SITES = ("mlp", "gate", "up", "mlp_out", "q", "k", "v", "attn", "attn_out")
 
 
 def one_batch(subject: Subject, corpus: Corpus) -> Any:

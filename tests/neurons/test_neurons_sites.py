@@ -15,8 +15,8 @@ from neuropolis.neurons.subject import Subject, load_model
 from torch import Tensor
 from torch.nn.functional import gelu, relu, silu
 
-GATED = {"mlp": 48, "gate": 48, "up": 48, "mlp_out": 32, "q": 32, "k": 16, "v": 16, "attn": 32}
-WIDE = {"mlp": 128, "up": 128, "mlp_out": 32, "q": 32, "k": 32, "v": 32, "attn": 32}
+GATED = {"mlp": 48, "gate": 48, "up": 48, "mlp_out": 32, "q": 32, "k": 16, "v": 16, "attn": 32, "attn_out": 32}
+WIDE = {"mlp": 128, "up": 128, "mlp_out": 32, "q": 32, "k": 32, "v": 32, "attn": 32, "attn_out": 32}
 WIDTHS: dict[str, dict[str, int]] = {
     "llama": GATED,
     "qwen3": GATED,

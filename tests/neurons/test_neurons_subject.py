@@ -229,3 +229,21 @@ def test_a_bridge_is_not_exported(bridged: Any, tmp_path: Path) -> None:
     with pytest.raises(SubjectError, match=r"wrapped by a TransformerLens bridge.*load the model again without"):
         export_silenced(subject, NeuronSet.from_indices(subject, indices={0: [1]}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_a_bridge_scores_several_sites_in_one_pass(
+    make_subject: Any, bridged: Any, corpus: Corpus, family: str
+) -> None:
+    plain, wrapped = make_subject(family, torch.float64), load_model(bridged(family))
+    sites = ("mlp", "up", "mlp_out", "q", "k", "v", "attn")
+    expected = attribute(plain, corpus, methods=("taylor", "gradient"), site=sites, max_tokens=200)
+    for recompute in (False, True):
+        found = attribute(
+            wrapped, corpus, methods=("taylor", "gradient"), site=sites, max_tokens=200, recompute=recompute
+        )
+        for name, scores in expected.items():
+            assert scores.values.max() > 1e-4 or name == "gradient/k"  # a bias of the keys changes nothing
+            torch.testing.assert_close(found[name].signed, scores.signed, rtol=1e-5, atol=1e-6)
+            assert found[name].subject == scores.subject
