@@ -170,6 +170,10 @@ def _check_skipped(job: Job, sums: Sequence[Sums], done: Sequence[Sequence[int]]
 def begin(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
     """A batch of these examples of which nothing is read yet."""
     batch = collate([job.encoded[row] for row in rows], rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
+    return _begun(job, readings, batch)
+
+
+def _begun(job: Job, readings: Sequence[Reading], batch: Batch) -> Run:
     return Run(batch, readings, -1.0 if job.objective.lower_is_better else 1.0, batch.real.to(job.subject.device))
 
 
@@ -203,23 +207,26 @@ def differentiate(run: Run, values: Float[Tensor, " batch"], exponent: int | Non
         total.backward()
 
 
-def run_batch(
-    job: Job, readings: Sequence[Reading], rows: Sequence[int], *, within: Within = lambda readings: readings
-) -> Run:
+def run_batch(job: Job, readings: Sequence[Reading], rows: Sequence[int], *, within: Within | None = None) -> Run:
     """One batch through the model; where float16 overflows in the backward, again with smaller gradients.
 
     `within` puts the context that reads into another one that changes the backward.
     """
     first, *smaller = HALF_EXPONENTS if job.subject.dtype == torch.float16 else (None,)
-    run = _attempt(job, begin(job, readings, rows), first, within)
+    batch = begin(job, readings, rows).batch
+    changed = {} if within is None else {"within": within}
+    run = _attempt(job, readings, batch, first, **changed)
     for exponent in smaller:
         if not run.overflowed:
             break
-        run = _attempt(job, begin(job, readings, rows), exponent, within)
+        run = _attempt(job, readings, batch, exponent, **changed)
     return run
 
 
-def _attempt(job: Job, run: Run, exponent: int | None, within: Within) -> Run:
+def _attempt(
+    job: Job, readings: Sequence[Reading], batch: Batch, exponent: int | None, *, within: Within = lambda reads: reads
+) -> Run:
+    run = _begun(job, readings, batch)
     backward = any(r.method.reads == "gradient" for r in run.readings)
     with job.subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), within(tapped(run)):
         values = evaluate(job, run)
