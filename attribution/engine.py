@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -57,9 +58,6 @@ class Job:
     keep_rows: bool = False
 
 
-RunBatch = Callable[[Job, Sequence[Reading], Sequence[int]], Run]
-
-
 class NotFinite(ValueError):
     """The objective or the score of some examples is NaN or infinite. `rows` says which, `what` what."""
 
@@ -69,8 +67,12 @@ class NotFinite(ValueError):
         self.rows = tuple(rows)
 
 
+Within = Callable[[AbstractContextManager[None]], AbstractContextManager[None]]
+RunBatch = Callable[[Job, Sequence[Reading], Sequence[int]], Run]
+
+
 def one_pass(
-    job: Job, readings: Sequence[Reading], *, run: RunBatch | None = None, checkpoint: Checkpoint | None = None
+    job: Job, readings: Sequence[Reading], *, checkpoint: Checkpoint | None = None, run: RunBatch | None = None
 ) -> list[Sums]:
     """Score every example once, by every reading, and sum by group.
 
@@ -79,10 +81,10 @@ def one_pass(
     memory runs out the batch is halved and tried again, with a warning, and later ones are no larger. Under `torchrun` or
     `accelerate launch` each process takes every n-th batch, and all of them return the sums over all.
 
-    `run` is what scores a batch, for methods that need more than one forward and backward.
-
     With a checkpoint, an interrupted pass goes on where it was last written, and ends with the same sums, bit for bit where
     the device sums in a fixed order (the CPU does) with the same number of threads.
+
+    `run` is what scores a batch (`run_batch`), for methods that need other forwards and backwards than one of each.
 
     Raises NotFinite for an example whose objective or score is not finite, unless the job says to skip it, TooLarge for one
     that does not fit in memory, CheckpointError for a checkpoint of another run, and in every process what one of them raised.
@@ -97,7 +99,7 @@ def one_pass(
     ]  # fmt: skip
     team = join_team()
     try:
-        _own_share(job, readings, sums, team, checkpoint, run or _run)
+        _own_share(job, readings, sums, team, checkpoint, run or run_batch)
     except Exception as error:
         team.failed(error, what=(error.what, error.rows) if isinstance(error, NotFinite) else None)
         raise
@@ -165,62 +167,74 @@ def _check_skipped(job: Job, sums: Sequence[Sums], done: Sequence[Sequence[int]]
         raise NotFinite("objective or score", rows)
 
 
-def _run(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
-    """One batch through the model; where float16 overflows in the backward, again with smaller gradients."""
-    first, *smaller = HALF_EXPONENTS if job.subject.dtype == torch.float16 else (None,)
-    run = _attempt(job, readings, rows, first)
-    for exponent in smaller:
-        if not run.overflowed:
-            break
-        run = _attempt(job, readings, rows, exponent)
-    return run
-
-
 def begin(job: Job, readings: Sequence[Reading], rows: Sequence[int]) -> Run:
     """A batch of these examples of which nothing is read yet."""
-    encoded = [job.encoded[row] for row in rows]
-    batch = collate(encoded, rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
+    batch = collate([job.encoded[row] for row in rows], rows, padding_side=job.padding_side, pad_id=pad_id(job.subject))
+    return _begun(job, readings, batch)
+
+
+def _begun(job: Job, readings: Sequence[Reading], batch: Batch) -> Run:
     sign = -1.0 if job.objective.lower_is_better else 1.0
     recompute = job.subject.offloaded if job.recompute is None else job.recompute
     return Run(batch, readings, sign, batch.real.to(job.subject.device), recompute)
 
 
-def evaluate(job: Job, run: Run, logits: Tensor | None = None) -> Float[Tensor, " batch"]:
-    """The objective of a batch's examples; those that were finite in every forward so far are sound."""
-    logits = wide(forward(job.subject, run.batch)) if logits is None else logits
-    values = job.objective.value(logits, run.batch, job.contrasts)
-    run.values = values.detach()
-    finite = torch.isfinite(run.values)
+def evaluate(job: Job, run: Run) -> Float[Tensor, " batch"]:
+    """The objective of a batch's examples, or where no reading needs it the largest last logit, which has any NaN too.
+
+    Examples that were finite in every forward so far are sound. Where gradients are on, `differentiate` is to follow.
+    """
+    valued = any(r.method.reads == "gradient" or r.method.example is not None for r in run.readings)
+    # activations alone: the logits of one position are the fewest that models can be asked for
+    logits = wide(forward(job.subject, run.batch if valued else replace(run.batch, keep=1)))
+    # attention carries a NaN of any token to the last one; a comparison of activations would count it as inactive
+    values = job.objective.value(logits, run.batch, job.contrasts) if valued else logits[:, -1].amax(dim=-1)
+    run.logits = logits if torch.is_grad_enabled() else None
+    finite = torch.isfinite(values.detach())
+    run.values = values.detach() if run.values is None else run.values
     run.sound = finite if run.sound is None else run.sound & finite
     if job.on_not_finite == "stop":
-        _all_sound(run.sound, run.batch, f"objective {job.objective.name}")
+        _all_sound(run.sound, run.batch, f"objective {job.objective.name}" if valued else "output")
     return values
 
 
-def _attempt(job: Job, readings: Sequence[Reading], rows: Sequence[int], exponent: int | None) -> Run:
-    run = begin(job, readings, rows)
-    backward = any(r.method.reads == "gradient" for r in readings)
-    valued = backward or any(r.method.example is not None for r in readings)
-    with job.subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), tapped(run):
-        if not valued:
-            _look(job, run)
-            return run
-        logits = wide(forward(job.subject, run.batch))
-        total = evaluate(job, run, logits)[run.sound].sum()
-        if backward and exponent is not None:
-            _scaled_backward(run, total, logits, exponent)
-        elif backward:
-            total.backward()
+def differentiate(run: Run, values: Float[Tensor, " batch"], exponent: int | None = None) -> None:
+    """The backward of what `evaluate` gave, for the examples that are sound; in float16 with scaled gradients."""
+    assert run.logits is not None
+    total, logits = values[run.sound].sum(), run.logits
+    run.logits = None
+    if exponent is not None:
+        _scaled_backward(run, total, logits, exponent)
+    else:
+        total.backward()
+
+
+def run_batch(job: Job, readings: Sequence[Reading], rows: Sequence[int], *, within: Within | None = None) -> Run:
+    """One batch through the model; where float16 overflows in the backward, again with smaller gradients.
+
+    `within` puts the context that reads into another one that changes the backward.
+    """
+    first, *smaller = HALF_EXPONENTS if job.subject.dtype == torch.float16 else (None,)
+    batch = begin(job, readings, rows).batch
+    changed = {} if within is None else {"within": within}
+    run = _attempt(job, readings, batch, first, **changed)
+    for exponent in smaller:
+        if not run.overflowed:
+            break
+        run = _attempt(job, readings, batch, exponent, **changed)
     return run
 
 
-def _look(job: Job, run: Run) -> None:
-    """A forward for activations alone, with the logits of one position, the fewest that models can be asked for."""
-    # attention carries a NaN of any token to the last one; a comparison of activations would count it as inactive
-    values = forward(job.subject, replace(run.batch, keep=1))[:, -1].float().amax(dim=-1)
-    run.sound = torch.isfinite(values)
-    if job.on_not_finite == "stop":
-        _all_sound(run.sound, run.batch, "output")
+def _attempt(
+    job: Job, readings: Sequence[Reading], batch: Batch, exponent: int | None, *, within: Within = lambda reads: reads
+) -> Run:
+    run = _begun(job, readings, batch)
+    backward = any(r.method.reads == "gradient" for r in run.readings)
+    with job.subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), within(tapped(run)):
+        values = evaluate(job, run)
+        if backward:
+            differentiate(run, values, exponent)
+    return run
 
 
 def _scaled_backward(run: Run, total: Tensor, logits: Tensor, exponent: int) -> None:

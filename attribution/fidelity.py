@@ -20,11 +20,12 @@ from ..neurons.sites import Site
 from ..neurons.subject import Subject
 from .attribute import attribute
 from .encoding import encode_corpus, forward, plan_batches
-from .engine import Job, Run, begin
+from .engine import Job, begin
 from .exact import evaluated
 from .fidelity_result import Fidelity
 from .methods import method_named
 from .objectives import ObjectiveName, objective_named, prepare
+from .readings import Run
 
 METHODS = ("taylor", "ig", "relp")
 SHARES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -62,6 +62,11 @@ class Fidelity:
         """Spearman's rank correlation of each method's signed scores with the exact ones, over the sampled neurons."""
         return spearman(self.scored.double(), self.exact.double())
 
+    @property
+    def unresolved(self) -> float:
+        """Share of exact scores that are zero: effects below what the subject's dtype resolves, which tie in rank."""
+        return float((self.exact == 0).double().mean())
+
     def correlation_interval(
         self, *, level: float = 0.95, seed: int = 0
     ) -> tuple[Float[Tensor, "method column"], Float[Tensor, "method column"]]:

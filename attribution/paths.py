@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from ..neurons.errors import SiteError
 from ..neurons.sites import Site, Tap
 from ..neurons.subject import Subject
-from .engine import Job, Reading, Run, RunBatch, begin, evaluate, one_pass
+from .engine import HALF_EXPONENTS, Job, RunBatch, begin, differentiate, evaluate, one_pass
 from .methods import Method, register_method
+from .readings import Reading, Run, wide
 from .sums import Sums
 
 Rule = Literal["gausslegendre", "riemann_middle", "riemann_trapezoid"]
@@ -182,13 +183,14 @@ def _as_it_is(gradient: Tensor, activation: Tensor) -> Tensor:
 
 
 def _take(run: Run, layer: int, contribution: Tensor) -> None:
+    run.scale = None  # the gradients in it have their own size already
     run.take([0], layer, contribution, contribution)
 
 
 def _backward(job: Job, run: Run) -> Float[Tensor, " batch"]:
     """A forward and a backward of the examples that are finite; the objective."""
     values = evaluate(job, run)
-    values[run.sound].sum().backward()
+    differentiate(run, values, HALF_EXPONENTS[1] if job.subject.dtype == torch.float16 else None)
     return values.detach()
 
 
@@ -202,7 +204,7 @@ def _ig_batch(
     job: Job, readings: Sequence[Reading], rows: Sequence[int], *, nodes: list[tuple[float, float]], path: IgPath
 ) -> Run:
     run, site = begin(job, readings, rows), readings[0].site
-    with job.subject.quiet():
+    with job.subject.quiet(recompute=job.recompute):
         with torch.no_grad(), held(site) as active:
             intact = evaluate(job, run)
         gaps, changes = [], []
@@ -233,9 +235,7 @@ def _along(
         with torch.enable_grad(), held(site, lambda layer, _x, place=place: full[layer] * place) as found:
             _backward(job, run)
         for layer, mean in enumerate(total):
-            gradient = found[layer].grad
-            if gradient is not None:
-                mean.add_(gradient.to(mean.dtype), alpha=weight)
+            mean.add_(_gradient(run, found[layer]), alpha=weight)
     with torch.no_grad(), held(site, lambda layer, _x: torch.zeros_like(full[layer])):
         silent = evaluate(job, run)
     return total, silent
@@ -258,10 +258,14 @@ def _conductance_batch(
     base = start.to(embedded)
     for step in range(steps + 1):
         point = base + step / steps * (embedded - base)
-        with job.subject.quiet(), torch.enable_grad(), held(place, lambda _layer, _x, point=point: point):  # noqa: SIM117
-            with held(everything) as found:
-                ends.append(_backward(job, run))
-        now = {layer: (x.detach(), _gradient(x)) for layer, x in found.items()}
+        with (
+            job.subject.quiet(recompute=job.recompute),
+            torch.enable_grad(),
+            held(place, lambda _layer, _x, point=point: point),
+            held(everything) as found,
+        ):
+            ends.append(_backward(job, run))
+        now = {layer: (x.detach(), _gradient(run, x)) for layer, x in found.items()}
         for layer, (x, gradient) in now.items():
             if not before:
                 total[layer] = torch.zeros_like(gradient)
@@ -286,10 +290,15 @@ def _mean_row(table: Float[Tensor, "token width"]) -> Float[Tensor, " width"]:
     return table[torch.isfinite(table).all(dim=1)].mean(dim=0, dtype=mean.dtype)
 
 
-def _gradient(x: Tensor) -> Tensor:
-    """The gradient that a backward left, at least float32; zero where the objective does not look."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.zeros_like(x, dtype=dtype) if x.grad is None else x.grad.to(dtype)
+def _gradient(run: Run, x: Tensor) -> Tensor:
+    """The gradient that a backward left, at least float32 and of its own size; zero where the objective does not look."""
+    if x.grad is None:
+        return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    gradient = wide(x.grad)
+    if run.scale is None:
+        return gradient
+    scale = run.scale[:, None, None].to(x.device)
+    return (gradient.reshape(len(run.scale), -1, x.shape[-1]) / scale).reshape(x.shape)
 
 
 def _noisy_batch(
@@ -301,11 +310,15 @@ def _noisy_batch(
     total: dict[int, Tensor] = {}
     for _ in range(samples):
         point = embedded + noise * _drawn(run, embedded, generators)
-        with job.subject.quiet(), torch.enable_grad(), held(place, lambda _layer, _x, point=point: point):  # noqa: SIM117
-            with held(site) as found:
-                _backward(job, run)
+        with (
+            job.subject.quiet(recompute=job.recompute),
+            torch.enable_grad(),
+            held(place, lambda _layer, _x, point=point: point),
+            held(site) as found,
+        ):
+            _backward(job, run)
         for layer, x in found.items():
-            part = _gradient(x) * x.detach() / samples
+            part = _gradient(run, x) * x.detach() / samples
             total[layer] = total[layer] + part if layer in total else part
     for layer, contribution in total.items():
         _take(run, layer, contribution)
@@ -314,7 +327,7 @@ def _noisy_batch(
 
 def _embedded(job: Job, run: Run, place: Site) -> Float[Tensor, "batch token width"]:
     """The embeddings of a batch, as their table gives them."""
-    with job.subject.quiet(), torch.no_grad():
+    with job.subject.quiet(recompute=job.recompute), torch.no_grad():
         return place.taps[0].module(run.batch.input_ids.to(job.subject.device)).detach().clone()
 
 

@@ -37,7 +37,8 @@ class Reading:
 class Run:
     """One batch under way: what its taps have read so far, by reading and layer.
 
-    `extra` holds further numbers of each example, by name.
+    `values` are the objective's in the first forward, `logits` those of the last one until its backward. `extra` holds further
+    numbers of each example, by name.
     """
 
     batch: Batch
@@ -49,6 +50,7 @@ class Run:
     sound: Bool[Tensor, " batch"] | None = None
     values: Float[Tensor, " batch"] | None = None
     scale: Float[Tensor, " batch"] | None = None
+    logits: Float[Tensor, "batch kept vocabulary"] | None = None
     extra: dict[str, Float[Tensor, " batch"]] = field(default_factory=dict)
 
     @property

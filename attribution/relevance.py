@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from ..neurons.sites import Site
-from .engine import Job, Reading, Run, begin, evaluate, one_pass, tapped
+from .engine import Job, one_pass, run_batch
 from .methods import Method, register_method, taylor
-from .relevance_rules import Attention, Rules, find_rules
+from .readings import Reading
+from .relevance_rules import Attention, find_rules
 from .sums import Sums
 
 
@@ -38,12 +36,4 @@ def relp(job: Job, site: Site, *, attention: Attention = "pattern") -> Sums:
             "take options={'attention': 'softmax'}"
         )
     reading = Reading(Method("relp", "gradient", taylor), site, job.tokens, job.keep_rows)
-    return one_pass(job, [reading], run=partial(_relevance_batch, rules=rules))[0]
-
-
-def _relevance_batch(job: Job, readings: Sequence[Reading], rows: Sequence[int], *, rules: Rules) -> Run:
-    run = begin(job, readings, rows)
-    with job.subject.quiet(), torch.enable_grad(), rules.attached(tapped(run)):
-        values = evaluate(job, run)
-        values[run.sound].sum().backward()
-    return run
+    return one_pass(job, [reading], run=partial(run_batch, within=rules.attached))[0]

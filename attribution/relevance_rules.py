@@ -45,7 +45,7 @@ class Rules:
     passed: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @contextmanager
-    def attached(self, readings: AbstractContextManager[Any]) -> Iterator[None]:
+    def attached(self, readings: AbstractContextManager[None]) -> Iterator[None]:
         """While the block runs, the rules are in force. `readings` puts hooks in that read gradients between the rules.
 
         A neuron is read after what the rules make of it and before what they make of its inputs, so their hooks stand on both

@@ -12,6 +12,8 @@ from .console import By, Data, Device, Dtype, Model, fail, open_corpus, open_mod
 if TYPE_CHECKING:
     from ..attribution.fidelity_result import Fidelity
 
+TIES = 0.05
+
 
 def add(app: typer.Typer) -> None:
     app.command(name="fidelity", help="Hold methods' scores against what silencing neurons does.")(fidelity)
@@ -79,6 +81,11 @@ def show(found: Fidelity) -> None:
             for r in found.summary()
         ],
     )  # fmt: skip
+    if found.unresolved > TIES:
+        say(
+            f"note: {found.unresolved:.0%} of the exact scores are zero, below what the model's dtype resolves, which lowers the "
+            "correlations; --dtype float64 resolves more"
+        )
     say(
         f"areas are means over the log of the share, in units of the {found.objective} that is lost: of deletion the larger is "
         "better, of insertion the smaller"

@@ -60,6 +60,8 @@ def test_correlation_and_areas_by_hand() -> None:
     assert float(one.advantage("insertion")[0]) == 1.0  # one less than random is better
     with pytest.raises(ValueError, match="unknown curve 'addition'; curves are deletion, insertion"):
         one.area("addition")  # pyright: ignore[reportArgumentType]
+    assert one.unresolved == 0.0
+    assert made(exact=torch.tensor([[0.0, 2.0, 0.0, 4.0], [1.0, 2.0, 3.0, 4.0]])).unresolved == 0.25
     single = made(shares=torch.tensor([0.1]), deletion=torch.ones(1, 1, 4), control_deletion=torch.zeros(2, 1, 4))
     assert single.area("deletion").tolist() == [[1.0, 1.0]]
 

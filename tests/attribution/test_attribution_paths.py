@@ -348,3 +348,36 @@ def test_quadrature_by_hand() -> None:
     assert sum(w * a**5 for a, w in quadrature("gausslegendre", 3)) == pytest.approx(1 / 6, abs=1e-15)
     assert quadrature("riemann_middle", 2) == [(0.25, 0.5), (0.75, 0.5)]
     assert quadrature("riemann_trapezoid", 3) == [(0.0, 0.25), (0.5, 0.5), (1.0, 0.25)]
+
+
+@pytest.mark.parametrize("method", ["ig", "conductance", "smoothgrad", "relp"])
+def test_blocks_computed_again_change_nothing(make_subject: Any, corpus: Corpus, method: str) -> None:
+    subject = make_subject("llama")
+    plain = attribute(subject, corpus, method=method)
+    again = attribute(subject, corpus, method=method, recompute=True)
+    torch.testing.assert_close(again.signed, plain.signed, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ig", "conductance", "smoothgrad", "relp", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_close(make_subject: Any, corpus: Corpus, method: str, dtype: torch.dtype) -> None:
+    half, whole = make_subject("llama", dtype), make_subject("llama")
+    whole.model.load_state_dict(half.model.state_dict())
+    options = {"samples": 2, "noise": 0.01} if method == "smoothgrad" else {"sample": 20} if method == "exact" else None
+    found, expected = (attribute(s, corpus, method=method, options=options) for s in (half, whole))
+    assert found.values.dtype == torch.float32
+    error = (found.signed - expected.signed).norm() / expected.signed.norm()
+    assert float(error) < (0.05 if dtype == torch.float16 else 0.3)
+
+
+def test_what_several_processes_tell_comes_together() -> None:
+    """Each process knows the gaps of its own examples only."""
+    from neuropolis.attribution.sums import empty_sums
+
+    mine, other = (empty_sums((1, 1, 1), 3, dtype=torch.float32, device=torch.device("cpu")) for _ in range(2))
+    mine.scored[0], other.scored[1] = True, True
+    mine.extra["gap"] = torch.tensor([2.0, torch.nan, torch.nan])
+    other.extra["gap"] = torch.tensor([0.0, 4.0, 0.0])
+    theirs = iter([other.scored.int(), *[torch.zeros(1, 1, 1)] * 3, *[torch.zeros(1)] * 2, other.extra["gap"]])
+    mine.gather(lambda tensor: tensor.add_(next(theirs).to(tensor.dtype)))
+    assert mine.told() == {"gap": 3.0}
