@@ -48,7 +48,7 @@ class _Room:
         if self.keeping is None or torch.is_autocast_enabled(output.device.type):
             return
         # what another's hook makes of the output does not come out again
-        if len(module._forward_hooks) > 1 or module._forward_pre_hooks or "forward" in module.__dict__:
+        if len(module._forward_hooks) > 1 or module._forward_pre_hooks:
             return
         # ReLU keeps its output and not its input: there is nothing to gain
         if args[0].data_ptr() in self.kept and args[0].data_ptr() != output.data_ptr():
