@@ -117,6 +117,7 @@ class Study:
         """A study of what is tuned: "proportion" or "overlap"."""
         return self.get("sweep", name)
 
+    @property
     def translations(self) -> dict[str, TranslationTable]:
         """What tuning learned and lost in translation, by name."""
         return {name: self.get("translations", name) for name in self.names("translations")}

@@ -45,10 +45,10 @@ class Sums:
         self.absolute[:, layer].index_add_(0, groups, score.abs())
         self.squares[:, layer].index_add_(0, groups, score.square())
 
-    def gather(self, add: Callable[[Tensor], None], *, extra: Iterable[str] = ()) -> None:
+    def gather(self, add: Callable[[Tensor], None], *, extra: Iterable[str] | None = None) -> None:
         """Take in what other processes have summed; `add` makes a tensor the sum over processes, in place.
 
-        `extra` names the tensors [example] that any process has to tell.
+        `extra` names the tensors [example] that any process has to tell, by default this one's.
         """
         if self.rows is not None:
             self.rows[~self.scored] = 0
@@ -57,8 +57,10 @@ class Sums:
         self.scored.copy_(scored > 0)
         for tensor in (self.absolute, self.signed, self.squares, self.counts, self.tokens):
             add(tensor)
-        for name in extra:
-            add(self.extra.setdefault(name, torch.zeros(len(self.scored), dtype=torch.float64)))
+        for name in list(self.extra) if extra is None else extra:
+            told = self.extra.setdefault(name, torch.zeros(len(self.scored), dtype=torch.float64))
+            told.nan_to_num_(nan=0.0)  # examples that another process has
+            add(told)
         if self.rows is not None:
             add(self.rows)
             self.rows[~self.scored] = torch.nan

@@ -50,7 +50,7 @@ class Location:
 
     def score(self, subject: Subject, corpus: Corpus) -> Scores:
         """Scores of a corpus' rows, all of them."""
-        return attribute(
+        return attribute(  # pyright: ignore[reportCallIssue]
             subject, corpus, method=self.method, site=self.site, objective=self.objective, tokens=self.tokens,  # pyright: ignore[reportArgumentType]
             split=None, min_examples=1,
         )  # fmt: skip
