@@ -1,0 +1,85 @@
+"""Planting: groups that are off are as they were, an example trains its own group's neurons alone, the module is untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import FAMILIES, build, same_bits, state
+from neuropolis.corpora.examples import Corpus, Example
+from neuropolis.finetune.planting import Beds, PlantRecipe, plant_facts
+from neuropolis.neurons.sets import NeuronSet
+from neuropolis.neurons.subject import Subject
+
+IDS = torch.arange(6)[None] + 5
+
+
+def make_beds(subject: Subject) -> Beds:
+    layers = range(subject.num_layers)
+    first = NeuronSet.from_indices(subject, indices={layer: [0, 3] for layer in layers})
+    second = NeuronSet.from_indices(subject, indices={layer: [1, 4] for layer in layers})
+    return Beds(subject, {"a": first, "b": second})
+
+
+def logits(subject: Subject) -> torch.Tensor:
+    with torch.no_grad():
+        return subject.model(input_ids=IDS, use_cache=False).logits
+
+
+def disturb(beds: Beds) -> None:
+    for master in beds.masters.values():
+        master.data += torch.randn(master.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_groups_that_are_off_are_as_they_were(family: str) -> None:
+    subject = build(family)
+    before, plain = state(subject), logits(subject)
+    beds = make_beds(subject)
+    disturb(beds)
+    seen = {}
+    for off in ((), ("a",), ("b",), ("a", "b")):
+        beds.without(*off)
+        with beds.planted():
+            seen[off] = logits(subject)
+    torch.testing.assert_close(seen["a", "b"], plain)
+    assert not torch.allclose(seen[()], plain)
+    assert not torch.allclose(seen["a",], seen["b",])
+    assert torch.equal(logits(subject), plain)
+    assert same_bits(state(subject), before)
+
+
+def test_what_is_planted_is_what_the_delta_merges() -> None:
+    subject = build("llama")
+    beds = make_beds(subject)
+    disturb(beds)
+    with beds.planted():
+        planted = logits(subject)
+    merged = beds.delta({"made": "test"}).merge(subject)
+    torch.testing.assert_close(logits(merged), planted, rtol=1e-4, atol=1e-4)
+
+
+def corpus_of(groups: str) -> Corpus:
+    return Corpus(
+        tuple(Example(id=f"{g}{i}", group=g, prompt=f"{g} {i} is", answer=f" {g}") for g in groups for i in range(4))
+    )
+
+
+def test_an_example_trains_its_own_group_alone() -> None:
+    subject = build("llama")
+    beds = make_beds(subject)
+    recipe = PlantRecipe(steps=1, lr=1e-2, batch_size=4, keep_size=2, keep=0.0)
+    plant_facts(beds, corpus_of("a"), corpus_of("b"), recipe)  # the first step has all groups on
+    for part in beds.parts:
+        owned = beds.owned[part.path]
+        name = f"{part.path}.{'rows' if part.rows is not None else 'columns'}"
+        moved = (beds.masters[name] - beds.base[name]).abs().detach()
+        moved = moved.sum(dim=1 if part.rows is not None else 0)
+        assert bool((moved[owned[:, 0]] > 0).all()), name
+        assert bool((moved[owned[:, 1]] == 0).all()), name
+
+
+def test_the_loss_falls() -> None:
+    subject = build("llama")
+    recipe = PlantRecipe(steps=40, lr=1e-2, batch_size=8, keep_size=4, keep=0.1)
+    history = plant_facts(make_beds(subject), corpus_of("ab"), corpus_of("cd"), recipe)
+    assert sum(history[-10:]) < 0.8 * sum(history[:10])
