@@ -67,6 +67,18 @@ def test_output_is_freed_where_the_input_is_kept_anyway(act: nn.Module, kept: bo
     assert all(torch.equal(one, other) for one, other in zip(again, plain, strict=True))
 
 
+def test_an_input_that_nobody_keeps_is_not_kept_for_this() -> None:
+    """ReLU's own backward needs its output alone."""
+    ffn = Gated(nn.ReLU())
+    gate, up = (torch.linspace(-2, 2, 6).requires_grad_(True) * 1 for _ in range(2))
+    given = weakref.ref(gate)
+    with recomputed_activations(ffn):
+        output = ffn(gate, up)
+    del gate
+    assert output.requires_grad
+    assert given() is None
+
+
 def doubled_by_hook() -> Gated:
     ffn = Gated(nn.SiLU())
 
