@@ -12,6 +12,7 @@ import torch
 from conftest import FAMILIES, build
 from neuropolis.finetune.activations import recomputed_activations
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 IDS = torch.arange(3, 11)[None]
 
@@ -65,6 +66,18 @@ def test_output_is_freed_where_the_input_is_kept_anyway(act: nn.Module, kept: bo
     assert kept_now is kept
     assert len(again) == 2
     assert all(torch.equal(one, other) for one, other in zip(again, plain, strict=True))
+
+
+def test_an_input_that_nobody_keeps_is_not_kept_for_this() -> None:
+    """ReLU's own backward needs its output alone."""
+    ffn = Gated(nn.ReLU())
+    gate, up = (torch.linspace(-2, 2, 6).requires_grad_(True) * 1 for _ in range(2))
+    given = StorageWeakRef(gate.untyped_storage())
+    with recomputed_activations(ffn):
+        output = ffn(gate, up)
+    del gate
+    assert output.requires_grad
+    assert given.expired()
 
 
 def doubled_by_hook() -> Gated:
