@@ -122,3 +122,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         return err.strip().splitlines()[-1] if fails else out
 
     return command
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The documents' commands take minutes: first, so that one process does not end alone with them."""
+    items.sort(key=lambda item: item.path.name != "test_documents.py")
