@@ -48,7 +48,7 @@ def reference(
     mean, square = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     rows = torch.zeros((place.num_layers, len(chosen), place.width))
     seen = 0
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         for batch in batches(encoded, max_tokens=max_tokens, pad_id=pad_id(subject)):
             count = int(batch.real.sum())
             inside = (chosen >= seen) & (chosen < seen + count)
@@ -111,7 +111,7 @@ def _routed_sums(
 ) -> _RoutedSums:
     sums = _RoutedSums(place, priority, pool)
     seen = 0
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         for batch in batches(encoded, max_tokens=max_tokens, pad_id=pad_id(subject)):
             numbers = torch.full(batch.real.shape, -1)
             count = int(batch.real.sum())

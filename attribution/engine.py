@@ -230,7 +230,7 @@ def _attempt(
 ) -> Run:
     run = _begun(job, readings, batch)
     backward = any(r.method.reads == "gradient" for r in run.readings)
-    with job.subject.quiet(recompute=job.recompute), torch.set_grad_enabled(backward), within(tapped(run)):
+    with job.subject.scoring(recompute=job.recompute), torch.set_grad_enabled(backward), within(tapped(run)):
         values = evaluate(job, run)
         if backward:
             differentiate(run, values, exponent)

@@ -105,7 +105,7 @@ def _exact_batch(
     run, site = begin(job, readings, rows), readings[0].site
     count, length = run.batch.input_ids.shape
     together = max(1, job.max_tokens // (count * length))  # neurons in one forward
-    with job.subject.quiet(), torch.no_grad():
+    with job.subject.scoring(), torch.no_grad():
         blocks = _blocks(job.subject) if reuse else []
         outputs: list[Any] = []
         with _noting(blocks, outputs):

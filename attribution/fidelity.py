@@ -130,7 +130,7 @@ class _Bench:
     def values(self, silenced: Bool[Tensor, "group layer neuron"] | None) -> Float[Tensor, " example"]:
         """The objective of every example with its group's neurons silenced."""
         out = torch.zeros(len(self.groups), dtype=torch.float64)
-        with self.job.subject.quiet(), torch.no_grad():
+        with self.job.subject.scoring(), torch.no_grad():
             for run in self._runs():
                 with ExitStack() as stack:
                     for layer, tap in enumerate(self.site.taps) if silenced is not None else ():

@@ -102,7 +102,7 @@ def _mean_states(
     rows = torch.tensor([corpus.groups.index(example.group) for example in corpus])
     counts = torch.bincount(rows, minlength=len(corpus.groups))
     sums: Tensor | None = None
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         for batch in batches(encode_corpus(subject, corpus), max_tokens=max_tokens, pad_id=pad_id(subject)):
             with _states(subject) as seen:
                 forward(subject, batch)

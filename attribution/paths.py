@@ -204,7 +204,7 @@ def _ig_batch(
     job: Job, readings: Sequence[Reading], rows: Sequence[int], *, nodes: list[tuple[float, float]], path: IgPath
 ) -> Run:
     run, site = begin(job, readings, rows), readings[0].site
-    with job.subject.quiet(recompute=job.recompute):
+    with job.subject.scoring(recompute=job.recompute):
         with torch.no_grad(), held(site) as active:
             intact = evaluate(job, run)
         gaps, changes = [], []
@@ -259,7 +259,7 @@ def _conductance_batch(
     for step in range(steps + 1):
         point = base + step / steps * (embedded - base)
         with (
-            job.subject.quiet(recompute=job.recompute),
+            job.subject.scoring(recompute=job.recompute),
             torch.enable_grad(),
             held(place, lambda _layer, _x, point=point: point),
             held(everything) as found,
@@ -311,7 +311,7 @@ def _noisy_batch(
     for _ in range(samples):
         point = embedded + noise * _drawn(run, embedded, generators)
         with (
-            job.subject.quiet(recompute=job.recompute),
+            job.subject.scoring(recompute=job.recompute),
             torch.enable_grad(),
             held(place, lambda _layer, _x, point=point: point),
             held(site) as found,
@@ -327,7 +327,7 @@ def _noisy_batch(
 
 def _embedded(job: Job, run: Run, place: Site) -> Float[Tensor, "batch token width"]:
     """The embeddings of a batch, as their table gives them."""
-    with job.subject.quiet(recompute=job.recompute), torch.no_grad():
+    with job.subject.scoring(recompute=job.recompute), torch.no_grad():
         return place.taps[0].module(run.batch.input_ids.to(job.subject.device)).detach().clone()
 
 

@@ -1,21 +1,16 @@
-"""Linear maps whose backward computes what a slice needs and nothing else, and the matrix products that they run on."""
+"""Linear maps whose backward computes what a slice needs and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..neurons.sites import is_transposed
+from ..neurons.products import Forward, FrozenProjection, input_gradient, is_plain, kernel_serves, output, weight_of
 from .slices import Entry, SlicePart
-
-Forward = Callable[[Tensor], Tensor]
-_WORTH_A_KERNEL = 2**28
 
 
 class TrainedProjection:
@@ -38,25 +33,6 @@ class TrainedProjection:
         if not torch.is_grad_enabled():
             return self.original(x)
         return _SliceProduct.apply(x, self, *(master for _, master in self.held))  # pyright: ignore[reportReturnType]
-
-
-class FrozenProjection:
-    """The forward of a plain projection of which nothing is trained."""
-
-    is_plain = True
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.original: Forward = module.forward
-
-    def __call__(self, x: Tensor) -> Tensor:
-        thawed = any(parameter.requires_grad for parameter in self.module.parameters())
-        if thawed or not torch.is_grad_enabled():
-            return self.original(x)
-        return _FrozenProduct.apply(x, self)  # pyright: ignore[reportReturnType]
-
-
-Projection = TrainedProjection | FrozenProjection
 
 
 class _SliceProduct(torch.autograd.Function):
@@ -88,65 +64,10 @@ class _SliceProduct(torch.autograd.Function):
         return dx, None, dweight, rows.sum(dim=0, dtype=ctx.dtype)
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """A projection that passes the gradient of its input and has no other."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, projection: FrozenProjection) -> Tensor:
-        ctx.module = projection.module
-        ctx.dtype = x.dtype
-        return _training_output(x, projection)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return input_gradient(grads[0], weight_of(ctx.module)).to(ctx.dtype), None
-
-
-def _training_output(x: Tensor, projection: Projection) -> Tensor:
-    """What the module gives; a plain module's by oneDNN where that pays."""
-    if projection.is_plain and not torch.is_autocast_enabled(x.device.type):
-        weight = weight_of(projection.module)
-        if _kernel_pays(x, weight):
-            bias: Any = projection.module.bias
-            return _kernel(x, weight, None if bias is None else bias.detach())
+def _training_output(x: Tensor, projection: TrainedProjection) -> Tensor:
+    if projection.is_plain:
+        return output(x, projection.module, projection.original)
     return projection.original(x)
-
-
-def input_gradient(grad: Float[Tensor, "*token out"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "*token in"]:
-    """`grad @ weight` in the gradient's dtype."""
-    weight = weight.to(grad.dtype)
-    return _kernel(grad, weight.t()) if _kernel_pays(grad, weight.t()) else grad @ weight
-
-
-def weight_of(module: nn.Module) -> Float[Tensor, "out in"]:
-    """A projection's weight, however the module stores it, off any autograd tape."""
-    weight: Any = module.weight
-    return weight.detach().t() if is_transposed(module) else weight.detach()
-
-
-def kernel_serves(weight: Tensor) -> bool:
-    """Whether oneDNN is there for weights of this dtype on this device.
-
-    For float32 on a CPU torch calls MKL, which on AMD processors takes twice oneDNN's time. The last bits of the two
-    differ. `torch.backends.mkldnn.enabled = False` keeps to what torch would call.
-    """
-    return (
-        weight.dtype == torch.float32
-        and weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-    )
-
-
-def _kernel_pays(x: Tensor, weight: Tensor) -> bool:
-    """Small products are not worth the millisecond in which oneDNN prepares for a new number of tokens."""
-    return x.dtype == weight.dtype and kernel_serves(weight) and x.numel() * weight.shape[0] >= _WORTH_A_KERNEL
-
-
-def _kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias` by oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def frozen_projections(model: nn.Module, parts: Sequence[SlicePart]) -> list[FrozenProjection]:
@@ -155,32 +76,7 @@ def frozen_projections(model: nn.Module, parts: Sequence[SlicePart]) -> list[Fro
     return [
         FrozenProjection(module)
         for module in model.modules()
-        if id(module) not in trained and is_plain(module) and kernel_serves(weight_of(module))
+        if id(module) not in trained
+        and is_plain(module)
+        and kernel_serves(weight_of(module).dtype, module.weight.device)
     ]
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a Linear or a Conv1D that computes with its weight and does nothing else.
-
-    A forward that somebody put on the instance may do anything, and the weight of an offloaded module comes and goes.
-    """
-    return (
-        (type(module) is nn.Linear or is_transposed(module))
-        and isinstance(module.weight, nn.Parameter)
-        and "forward" not in module.__dict__
-    )
-
-
-@contextmanager
-def installed(projection: Projection) -> Iterator[None]:
-    """`projection` as the forward of its module; a forward that somebody else put on the instance comes back."""
-    own = projection.module.__dict__
-    before = own.get("forward")
-    own["forward"] = projection
-    try:
-        yield
-    finally:
-        if before is None:
-            del own["forward"]
-        else:
-            own["forward"] = before

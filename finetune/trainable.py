@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..neurons.products import Projection, installed
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .activations import recomputed_activations
 from .errors import TuneError
-from .products import Projection, TrainedProjection, frozen_projections, installed
+from .products import TrainedProjection, frozen_projections
 from .slices import Entry, slice_entries, slice_parts, whole_entries
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from .checks import check_site
 from .errors import SubjectError
 from .offload import blocks_recomputed, execution_device, is_offloaded, kept_elsewhere, placement, spare_folder
+from .products import fast_products
 from .sites import Site, architecture, resolve_site, unwrapped
 
 BUNDLED = {"bundled:polis": Path(__file__).parent / "bundled" / "polis"}
@@ -105,6 +106,12 @@ class Subject:
                 module.training = True
             for module, name in trained:
                 module._parameters[name].requires_grad_(True)  # pyright: ignore[reportOptionalMemberAccess]
+
+    @contextmanager
+    def scoring(self, *, recompute: bool | None = None) -> Iterator[None]:
+        """`quiet`, with large products by the fastest kernel there is, whose last bits may differ (see `kernel_serves`)."""
+        with self.quiet(recompute=recompute), fast_products(self.model, self.device):
+            yield
 
     @property
     def blocks(self) -> list[nn.Module]:

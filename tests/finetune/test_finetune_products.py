@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import FAMILIES, build, some
-from neuropolis.finetune import products
-from neuropolis.finetune.products import FrozenProjection, frozen_projections, input_gradient
+from neuropolis.finetune.products import frozen_projections
 from neuropolis.finetune.slices import slice_parts
 from neuropolis.finetune.trainable import trainable_slice
+from neuropolis.neurons import products
+from neuropolis.neurons.products import FrozenProjection, input_gradient
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
 from torch import Tensor, nn
@@ -148,11 +149,12 @@ def test_a_part_with_a_forward_of_its_own_keeps_it(calls: list[tuple[int, ...]])
     torch.testing.assert_close(inside, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_projection_saves_nothing(calls: list[tuple[int, ...]]) -> None:
-    projection = FrozenProjection(nn.Linear(4, 3).requires_grad_(False))
+def test_frozen_projection_saves_no_activations(calls: list[tuple[int, ...]]) -> None:
+    linear = nn.Linear(4, 3).requires_grad_(False)
+    projection = FrozenProjection(linear)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         out = projection(torch.ones(2, 4, requires_grad=True))
     assert out.requires_grad
-    assert saved == []
+    assert [tensor.data_ptr() for tensor in saved] == [linear.weight.data_ptr()]
     assert calls == [(3, 4)]
