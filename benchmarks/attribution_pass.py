@@ -153,7 +153,8 @@ def _ways(shape: Shape) -> dict[str, Run]:
         return lambda: _peers(subject, shape, encoded, budget)[way]()
 
     return {
-        "floor": lambda: floor(subject.quiet), "floor, our products": lambda: floor(subject.scoring), "neuropolis": ours(encoded, 1), "16 groups": ours(encoded, 16), "mixed lengths": ours(mixed, 1),
+        "floor": lambda: floor(subject.quiet), "floor, our products": lambda: floor(subject.scoring),
+        "neuropolis": ours(encoded, 1), "16 groups": ours(encoded, 16), "mixed lengths": ours(mixed, 1),
         "fixed batches": fixed, **{way: peer(way) for way in WAYS[2:]},
     }  # fmt: skip
 
