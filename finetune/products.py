@@ -76,7 +76,10 @@ def frozen_projections(model: nn.Module, parts: Sequence[SlicePart]) -> list[Fro
     return [
         FrozenProjection(module)
         for module in model.modules()
-        if id(module) not in trained
-        and is_plain(module)
-        and kernel_serves(weight_of(module).dtype, module.weight.device)
+        if id(module) not in trained and is_plain(module) and _served(module)
     ]
+
+
+def _served(module: nn.Module) -> bool:
+    weight = weight_of(module)
+    return kernel_serves(weight.dtype, weight.device)
