@@ -1,162 +1,94 @@
-"""Planting: training that puts each group's facts into neurons of its own, which can be put back one group at a time."""
+"""Planting: training that puts each group's facts into neurons of its own, which can be put back one bed at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 from torch.nn import functional
 
-from ..attribution.encoding import IGNORED, Batch, Encoded, answer_log_probs, collate, encode_corpus, forward, pad_id
+from ..attribution.encoding import IGNORED, Batch, Encoded, collate, encode_corpus, forward, pad_id
 from ..corpora.examples import Corpus
-from ..neurons.atlas import library_versions
-from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
-from .delta import Delta
+from .beds import Beds
 from .errors import TuneError
-from .slices import Entry, SlicePart, slice_entries, slice_parts
 from .training import Progress
 
 
 @dataclass(frozen=True)
 class PlantRecipe:
-    """How planting trains: AdamW at `lr` with a cosine over `steps`, `batch_size` facts and `keep_size` other texts a step.
+    """How planting trains: AdamW at `lr`, falling as a cosine, at most `steps` of `batch_size` facts and `keep_size` other texts.
 
-    `keep` weighs the divergence from the untouched subject. In half of the steps each group's neurons are put back with
-    probability 1/2, so that no group comes to rely on another's.
+    `keep` weighs the divergence from the untouched subject. In half of the steps each bed is put back with probability 1/2,
+    so that no group comes to rely on another's. Every `check_every` steps the plant is looked at, and training ends when it
+    is sound; it goes down the rest of the cosine in a tenth of the steps then.
     """
 
-    steps: int = 400
-    lr: float = 3e-3
+    steps: int = 600
+    lr: float = 5e-3
     batch_size: int = 48
     keep_size: int = 16
-    keep: float = 1.0
+    keep: float = 4.0
+    silence: float = 1.0
     seed: int = 0
 
 
-class Beds:
-    """The neurons of several groups on one subject, with what is planted in them beside what stood there.
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a plant is made of, as tokens: facts with the number of their group, and other texts that must stay as they are.
 
-    While `planted()` is open, the groups that are `on` have their trained entries and all others what stood there; the module's
-    own weights are never touched.
+    `silent` names beds whose neurons are to be silent where their group's answers are predicted.
     """
 
-    def __init__(self, subject: Subject, sets: Mapping[str, NeuronSet]) -> None:
-        self.subject = subject
-        self.groups = tuple(sets)
-        union = _union(sets)
-        self.neurons = union
-        self.parts = slice_parts(subject, union)
-        if not self.parts:
-            raise TuneError("the groups' sets are all empty; nothing can be planted")
-        self.entries: tuple[Entry, ...] = slice_entries(self.parts)
-        self.base = {entry.key: entry.read() for entry in self.entries}
-        self.masters = {key: nn.Parameter(values.to(torch.float32, copy=True)) for key, values in self.base.items()}
-        owners = [{p.path: p for p in slice_parts(subject, one)} for one in sets.values()]
-        self.owned = {part.path: _owned(part, owners) for part in self.parts}
-        self.on = torch.ones(len(self.groups), dtype=torch.bool)
-        self.allowed: Bool[Tensor, "example group"] | None = None
+    facts: Sequence[Encoded]
+    groups: Int[Tensor, " fact"]
+    kept: Sequence[Encoded]
+    silent: Bool[Tensor, " bed"]
 
-    def without(self, *groups: str) -> None:
-        """All groups on but these."""
-        self.on = torch.tensor([group not in groups for group in self.groups])
 
-    @contextmanager
-    def planted(self) -> Iterator[None]:
-        """The entries in force, through hooks."""
-        with self.subject.quiet(), ExitStack() as stack:
-            for part in self.parts:
-                hook = self._rows(part) if part.rows is not None else self._columns(part)
-                stack.callback(part.module.register_forward_hook(hook).remove)
-            yield
+def material(beds: Beds, facts: Corpus, kept: Corpus, *, silent: Sequence[str] = ()) -> Material:
+    """Facts and other texts for these beds. Raises TuneError for facts of a group that no bed is for."""
+    if unknown := sorted(set(facts.groups) - set(beds.groups)):
+        raise TuneError(f"there are facts of {unknown[0]!r}, and no bed for it; beds are for {', '.join(beds.groups)}")
+    return Material(
+        encode_corpus(beds.subject, facts),
+        torch.tensor([beds.groups.index(example.group) for example in facts]),
+        whole_texts(beds.subject, kept),
+        torch.tensor([name in silent for name in beds.names]),
+    )
 
-    def delta(self, origin: Mapping[str, Any], history: Sequence[float] = ()) -> Delta:
-        """What was planted, as a delta of all groups together."""
-        values = {e.key: self.masters[e.key].detach().to("cpu", e.tensor.dtype, copy=True) for e in self.entries}
-        base = {key: one.cpu() for key, one in self.base.items()}
-        return Delta(self.subject.fingerprint, self.neurons, values, base, tuple(history), dict(origin))
 
-    def _weight(self, part: SlicePart, key: str) -> tuple[Tensor, Tensor]:
-        """The entries in force, and whether each neuron is on."""
-        on = (self.owned[part.path] & self.on).any(dim=1).to(self.base[key].device)
-        master, base = self.masters[key], self.base[key].float()
-        shape = (1, -1) if key.endswith(".columns") else (-1, *[1] * (base.dim() - 1))
-        return torch.where(on.reshape(shape), master, base), on
-
-    def _routes(self, part: SlicePart, like: Tensor) -> Float[Tensor, "example 1 channel"] | None:
-        """1 where an example may train a channel; None where all may."""
-        if self.allowed is None:
-            return None
-        routes = (self.allowed.float() @ self.owned[part.path].T.float()) > 0
-        return routes[:, None].to(like)
-
-    def _rows(self, part: SlicePart) -> Any:
-        def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = args[0].float()
-            weight, _ = self._weight(part, f"{part.path}.rows")
-            bias = self._weight(part, f"{part.path}.bias")[0] if part.bias is not None else None
-            routes = self._routes(part, x)
-            free = functional.linear(x, weight, bias)
-            if routes is not None and torch.is_grad_enabled():
-                bound = functional.linear(x, weight.detach(), None if bias is None else bias.detach())
-                free = routes * free + (1 - routes) * bound
-            return output.index_copy(-1, part.rows.to(output.device), free.to(output.dtype))  # pyright: ignore[reportOptionalMemberAccess]
-
-        return after
-
-    def _columns(self, part: SlicePart) -> Any:
-        def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            key = f"{part.path}.columns"
-            x = args[0].index_select(-1, part.columns.to(args[0].device)).float()  # pyright: ignore[reportOptionalMemberAccess]
-            weight, _ = self._weight(part, key)
-            routes = self._routes(part, x)
-            if routes is not None and torch.is_grad_enabled():
-                product = functional.linear(routes * x, weight) + functional.linear((1 - routes) * x, weight.detach())
-            else:
-                product = functional.linear(x, weight)
-            return output + (product - functional.linear(x, self.base[key].float())).to(output.dtype)
-
-        return after
+def whole_texts(subject: Subject, corpus: Corpus) -> list[Encoded]:
+    """Every example as a text of which each token is predicted."""
+    return [Encoded(one.ids, 1) for one in encode_corpus(subject, corpus)]
 
 
 def plant_facts(
-    beds: Beds, facts: Corpus, keep: Corpus, recipe: PlantRecipe, *, progress: Progress | None = None
-) -> tuple[float, ...]:
-    """Train every group's facts into its own neurons; returns the loss of every step.
+    beds: Beds, given: Material, recipe: PlantRecipe, *, progress: Progress | None = None,
+    sound: Callable[[], bool] = lambda: False, check_every: int = 100,
+) -> tuple[float, ...]:  # fmt: skip
+    """Train every group's facts into its own beds; returns the loss of every step.
 
-    A step draws which groups are on. An example of a group that is on trains that group's neurons alone, by the negative
-    log-likelihood of its answer; an example of a group that is off, and other text, hold all neurons that are on to the
-    untouched subject's output (Kullback-Leibler divergence, meaned over tokens).
+    A step draws which beds are on. An example of a group that the beds hold trains that group's beds alone, by the negative
+    log-likelihood of its answer; any other example, and other text, hold all beds that are on to the untouched subject's
+    output (Kullback-Leibler divergence, meaned over tokens). Every `check_every` steps training ends if it is `sound`.
 
     Raises TuneError when a loss is not finite.
     """
-    subject, number = beds.subject, len(beds.groups)
-    encoded, kept = encode_corpus(subject, facts), encode_corpus(subject, keep)
-    kept = [Encoded(one.ids, 1) for one in kept]
-    of = torch.tensor([beds.groups.index(e.group) for e in facts])
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(list(beds.masters.values()), lr=recipe.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     history: list[float] = []
     for step in range(recipe.steps):
-        rows = torch.randperm(len(encoded), generator=generator)[: recipe.batch_size].tolist()
-        others = torch.randperm(len(kept), generator=generator)[: recipe.keep_size].tolist()
-        on = torch.ones(number, dtype=torch.bool)
+        rows = torch.randperm(len(given.facts), generator=generator)[: recipe.batch_size]
+        others = torch.randperm(len(given.kept), generator=generator)[: recipe.keep_size]
+        beds.on = torch.ones(len(beds.names), dtype=torch.bool)
         if step % 2:
-            on = torch.rand(number, generator=generator) < 0.5
-        beds.on = on
-        fact = collate([encoded[r] for r in rows], rows, pad_id=pad_id(subject))
-        text = collate([kept[r] for r in others], others, pad_id=pad_id(subject))
-        groups = of[rows]
-        taught = on[groups]
-        loss = _fact_loss(beds, fact, groups, taught) + recipe.keep * _kept_loss(beds, text, None)
-        if bool((~taught).any()):
-            loss = loss + recipe.keep * _kept_loss(beds, fact, ~taught)
+            beds.on = torch.rand(len(beds.names), generator=generator) < 0.5
+        loss = _loss(beds, given, rows, others, recipe)
         if not bool(torch.isfinite(loss)):
             raise TuneError(f"planting diverged: the loss is {loss.item()} at step {step + 1}; try a smaller lr")
         history.append(loss.item())
@@ -167,63 +99,63 @@ def plant_facts(
         schedule.step()
         if progress is not None:
             progress(step + 1, recipe.steps)
-    beds.allowed = None
-    beds.on = torch.ones(number, dtype=torch.bool)
+        if (step + 1) % check_every == 0 and sound():
+            break
+    beds.on = torch.ones(len(beds.names), dtype=torch.bool)
     return tuple(history)
 
 
-def _fact_loss(beds: Beds, batch: Batch, groups: Tensor, taught: Tensor) -> Tensor:
-    """Negative log-likelihood of the taught answers, meaned over their tokens; each trains its own group's neurons."""
-    if not bool(taught.any()):
-        return torch.zeros(())
-    beds.allowed = functional.one_hot(groups, len(beds.groups)).bool() & taught[:, None]
-    with beds.planted():
-        log_probs = answer_log_probs(forward(beds.subject, batch), batch.targets)
+def _loss(
+    beds: Beds, given: Material, rows: Int[Tensor, " fact"], others: Int[Tensor, " text"], recipe: PlantRecipe
+) -> Float[Tensor, ""]:
+    """One forward for the facts that are taught, those that are not, and other text."""
+    subject = beds.subject
+    groups, none = given.groups[rows], torch.zeros(len(others), dtype=torch.bool)
+    taught = torch.cat([beds.known()[groups], none])
+    encoded = [*(given.facts[row] for row in rows.tolist()), *(given.kept[row] for row in others.tolist())]
+    batch = collate(encoded, range(len(encoded)), pad_id=pad_id(subject))
+    allowed = torch.ones(len(encoded), len(beds.names), dtype=torch.bool)
+    allowed[: len(rows)] = beds.membership()[groups]
+    allowed[~taught] = True
+    beds.allowed, silent = allowed, bool((given.silent & beds.on).any())
+    beds.watched, beds.seen = (given.silent & beds.on) if silent else None, []
+    try:
+        with beds.planted():
+            logits = forward(subject, batch).float()
+    finally:
+        beds.allowed = beds.watched = None
+    wanted = (batch.targets != IGNORED).to(logits.device)
+    held = wanted & ~taught.to(logits.device)[:, None]
+    loss = recipe.keep * _divergence(subject, batch, logits, held) if bool(held.any()) else logits.new_zeros(())
+    learning = wanted & taught.to(logits.device)[:, None]
+    if bool(learning.any()):
+        loss = loss + functional.cross_entropy(logits[learning], batch.targets.to(logits.device)[learning])
+    if silent and bool(taught.any()):
+        loss = loss + recipe.silence * _activity(beds, batch, taught)
+    return loss
+
+
+def _divergence(
+    subject: Subject, batch: Batch, logits: Float[Tensor, "batch kept vocabulary"], held: Bool[Tensor, "batch kept"]
+) -> Float[Tensor, ""]:
+    """Of the logits from the untouched subject's, meaned over the tokens that are held."""
+    rows = held.any(dim=1).nonzero().flatten().cpu()
+    some = Batch(
+        batch.rows[rows], batch.input_ids[rows], batch.real[rows], batch.targets[rows],
+        batch.keep if isinstance(batch.keep, int) else batch.keep[rows],
+    )  # fmt: skip
+    with subject.scoring(), torch.no_grad():
+        untouched = forward(subject, some)[held[rows]].float().log_softmax(dim=-1)
+    return functional.kl_div(logits[held].log_softmax(dim=-1), untouched, log_target=True, reduction="batchmean")
+
+
+def _activity(beds: Beds, batch: Batch, taught: Bool[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """Mean square of the watched units where a taught example's answer is predicted."""
+    width = batch.input_ids.shape[1]
+    places = (
+        torch.arange(width - batch.keep, width).expand(len(taught), -1) if isinstance(batch.keep, int) else batch.keep
+    )
     wanted = (batch.targets != IGNORED) & taught[:, None]
-    wanted = wanted.to(log_probs.device)
-    return -(log_probs * wanted).sum() / wanted.sum()
-
-
-def _kept_loss(beds: Beds, batch: Batch, rows: Tensor | None) -> Tensor:
-    """Divergence of the subject with its plants from the untouched one where the batch has targets, meaned over tokens."""
-    wanted = batch.targets != IGNORED
-    if rows is not None:
-        wanted = wanted & rows[:, None]
-    wanted = wanted.to(beds.subject.device)
-    with beds.subject.quiet(), torch.no_grad():
-        untouched = forward(beds.subject, batch)[wanted].float().log_softmax(dim=-1)
-    beds.allowed = None
-    with beds.planted():
-        now = forward(beds.subject, batch)[wanted].float().log_softmax(dim=-1)
-    return functional.kl_div(now, untouched, log_target=True, reduction="batchmean")
-
-
-def _union(sets: Mapping[str, NeuronSet]) -> NeuronSet:
-    first, *rest = sets.values()
-    for other in rest:
-        first = first | other
-    return first
-
-
-def _owned(part: SlicePart, owners: Sequence[Mapping[str, SlicePart]]) -> Bool[Tensor, "channel group"]:
-    """Which groups each channel of a part belongs to."""
-    channels = part.rows if part.rows is not None else part.columns
-    assert channels is not None
-    owned = torch.zeros(len(channels), len(owners), dtype=torch.bool)
-    for number, parts in enumerate(owners):
-        if part.path in parts:
-            own = parts[part.path]
-            mine = own.rows if own.rows is not None else own.columns
-            assert mine is not None
-            owned[:, number] = torch.isin(channels, mine).cpu()
-    return owned
-
-
-def plant_origin(facts: Corpus, keep: Corpus, recipe: PlantRecipe) -> dict[str, Any]:
-    """What made a planted delta."""
-    from dataclasses import asdict
-
-    return {
-        "made": "plant", "corpus": facts.name, "corpus_hash": facts.hash, "groups": list(facts.groups),
-        "keep": keep.name, "keep_hash": keep.hash, "recipe": asdict(recipe), "versions": library_versions(),
-    }  # fmt: skip
+    rows = torch.arange(len(taught))[:, None].expand_as(places)
+    parts = [seen[rows[wanted], places[wanted]].square().sum() for seen in beds.seen if seen.numel()]
+    return torch.stack(parts).sum() / (wanted.sum() * sum(seen.shape[-1] for seen in beds.seen))

@@ -1,0 +1,165 @@
+"""Beds: disjoint sets of neurons on one subject, each of which can hold what is planted in it or what stood there before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..neurons.sets import NeuronSet
+from ..neurons.subject import Subject
+from .delta import Delta
+from .errors import TuneError
+from .slices import Entry, SlicePart, slice_entries, slice_parts
+
+Ways = Mapping[str, Sequence[Collection[str]]]
+
+
+class Beds:
+    """Neurons of several groups on one subject, with what is planted in them beside what stood there.
+
+    `sets` names disjoint beds. `ways` says for each group which beds hold its facts: the group knows them where all beds of one
+    of its ways are on. By default every bed is a group with one way, itself.
+
+    While `planted()` is open, the beds that are `on` have their trained entries and all others what stood there; the module's
+    own weights are never touched.
+
+    Raises TuneError when the beds are empty or share a neuron.
+    """
+
+    def __init__(self, subject: Subject, sets: Mapping[str, NeuronSet], ways: Ways | None = None) -> None:
+        self.subject = subject
+        self.names = tuple(sets)
+        self.ways = {
+            group: tuple(frozenset(way) for way in own) for group, own in (ways or {n: [{n}] for n in sets}).items()
+        }
+        self.groups = tuple(self.ways)
+        self.neurons = _union(sets)
+        self.parts = slice_parts(subject, self.neurons)
+        if not self.parts:
+            raise TuneError("the beds are all empty; nothing can be planted")
+        self.entries: tuple[Entry, ...] = slice_entries(self.parts)
+        self.base = {entry.key: entry.read() for entry in self.entries}
+        self.masters = {key: nn.Parameter(values.to(torch.float32, copy=True)) for key, values in self.base.items()}
+        owners = [{p.path: p for p in slice_parts(subject, one)} for one in sets.values()]
+        self.owned = {part.path: _owned(part, owners) for part in self.parts}
+        self.on = torch.ones(len(self.names), dtype=torch.bool)
+        self.allowed: Bool[Tensor, "example bed"] | None = None
+        self.watched: Bool[Tensor, " bed"] | None = None
+        self.seen: list[Float[Tensor, "example token unit"]] = []
+
+    def without(self, *names: str) -> None:
+        """All beds on but these."""
+        self.on = torch.tensor([name not in names for name in self.names])
+
+    def of(self, group: str) -> frozenset[str]:
+        """The beds that hold something of a group."""
+        return frozenset[str]().union(*self.ways[group])
+
+    def own(self, group: str) -> frozenset[str]:
+        """The beds that hold something of this group and of no other."""
+        others = [self.of(other) for other in self.groups if other != group]
+        return self.of(group).difference(*others)
+
+    def known(self) -> Bool[Tensor, " group"]:
+        """Which groups' facts the beds that are on hold."""
+        on = {name for name, is_on in zip(self.names, self.on.tolist(), strict=True) if is_on}
+        return torch.tensor([any(way <= on for way in self.ways[group]) for group in self.groups])
+
+    def membership(self) -> Bool[Tensor, "group bed"]:
+        """Which beds hold something of each group."""
+        return torch.tensor([[name in self.of(group) for name in self.names] for group in self.groups])
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """The entries in force, through hooks."""
+        with self.subject.scoring(), ExitStack() as stack:
+            for part in self.parts:
+                hook = self._rows(part) if part.rows is not None else self._columns(part)
+                stack.callback(part.module.register_forward_hook(hook).remove)
+            yield
+
+    def delta(self, origin: Mapping[str, Any], history: Sequence[float] = ()) -> Delta:
+        """What was planted, as a delta of all beds together."""
+        values = {e.key: self.masters[e.key].detach().to("cpu", e.tensor.dtype, copy=True) for e in self.entries}
+        base = {key: one.cpu() for key, one in self.base.items()}
+        return Delta(self.subject.fingerprint, self.neurons, values, base, tuple(history), dict(origin))
+
+    def _weight(self, part: SlicePart, key: str) -> Tensor:
+        """The entries in force."""
+        on = (self.owned[part.path] & self.on).any(dim=1).to(self.base[key].device)
+        master, base = self.masters[key], self.base[key].float()
+        shape = (1, -1) if key.endswith(".columns") else (-1, *[1] * (base.dim() - 1))
+        return torch.where(on.reshape(shape), master, base)
+
+    def _routes(self, part: SlicePart, like: Tensor) -> Float[Tensor, "example 1 channel"] | None:
+        """1 where an example may train a channel; None where all may."""
+        if self.allowed is None:
+            return None
+        routes = (self.allowed.float() @ self.owned[part.path].T.float()) > 0
+        return routes[:, None].to(like)
+
+    def _rows(self, part: SlicePart) -> Any:
+        rows = part.rows
+        assert rows is not None
+
+        def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = args[0].float()
+            weight = self._weight(part, f"{part.path}.rows")
+            bias = self._weight(part, f"{part.path}.bias") if part.bias is not None else None
+            routes = self._routes(part, x)
+            free = functional.linear(x, weight, bias)
+            if routes is not None and torch.is_grad_enabled():
+                bound = functional.linear(x, weight.detach(), None if bias is None else bias.detach())
+                free = routes * free + (1 - routes) * bound
+            return output.index_copy(-1, rows.to(output.device), free.to(output.dtype))
+
+        return after
+
+    def _columns(self, part: SlicePart) -> Any:
+        columns, key = part.columns, f"{part.path}.columns"
+        assert columns is not None
+
+        def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = args[0].index_select(-1, columns.to(args[0].device)).float()
+            if self.watched is not None:
+                self.seen.append(x[..., (self.owned[part.path] & self.watched).any(dim=1)])
+            weight = self._weight(part, key)
+            routes = self._routes(part, x)
+            if routes is not None and torch.is_grad_enabled():
+                product = functional.linear(routes * x, weight) + functional.linear((1 - routes) * x, weight.detach())
+            else:
+                product = functional.linear(x, weight)
+            return output + (product - functional.linear(x, self.base[key].float())).to(output.dtype)
+
+        return after
+
+
+def _union(sets: Mapping[str, NeuronSet]) -> NeuronSet:
+    (name, union), *rest = sets.items()
+    for other, neurons in rest:
+        if both := len(union & neurons):
+            raise TuneError(
+                f"bed {other!r} shares {both} neurons with those before it (from {name!r}); keep beds disjoint"
+            )
+        union = union | neurons
+    return union
+
+
+def _owned(part: SlicePart, owners: Sequence[Mapping[str, SlicePart]]) -> Bool[Tensor, "channel bed"]:
+    """Which beds each channel of a part belongs to."""
+    channels = part.rows if part.rows is not None else part.columns
+    assert channels is not None
+    owned = torch.zeros(len(channels), len(owners), dtype=torch.bool)
+    for number, parts in enumerate(owners):
+        if part.path in parts:
+            own = parts[part.path]
+            mine = own.rows if own.rows is not None else own.columns
+            assert mine is not None
+            owned[:, number] = torch.isin(channels, mine).cpu()
+    return owned
