@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .examples import Corpus, CorpusError, Example
 
@@ -35,7 +35,7 @@ def invented(
     if facts < 1 or choices < 2:
         raise CorpusError(f"facts is {facts} and choices is {choices}; expected at least 1 fact and 2 choices")
     things = [next(words) for _ in range(facts)]
-    answers = {(name, thing): " " + next(words).capitalize() for thing in things for name in names}
+    answers = {(name, thing): f" {word.capitalize()}" for name in names for thing, word in _apart(words, things)}
     if same_answers:
         answers = {(name, thing): answers[names[0], thing] for name, thing in answers}
     everything = list(dict.fromkeys(answers.values()))
@@ -60,7 +60,16 @@ def invented(
     return Corpus(tuple(examples), name=f"invented ({len(names)} groups, {facts} facts, seed {seed})")
 
 
-def _words(draw: random.Random):
+def _apart(words: Iterator[str], things: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A word for each thing; the first ones begin with different letters, so that a group's answers part at once."""
+    letters: set[str] = set()
+    for number, thing in enumerate(things):
+        word = next(one for one in words if one[0] not in letters or number >= len(_ONSETS))
+        letters.add(word[0])
+        yield thing, word
+
+
+def _words(draw: random.Random) -> Iterator[str]:
     """Different pronounceable words, without end."""
     seen: set[str] = set()
     while True:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,7 +27,7 @@ class Beds:
     of its ways are on. By default every bed is a group with one way, itself.
 
     While `planted()` is open, the beds that are `on` have their trained entries and all others what stood there; the module's
-    own weights are never touched.
+    own weights are never touched. `on` is [bed], or [example, bed] for a batch whose examples differ.
 
     Raises TuneError when the beds are empty or share a neuron.
     """
@@ -48,7 +48,7 @@ class Beds:
         self.masters = {key: nn.Parameter(values.to(torch.float32, copy=True)) for key, values in self.base.items()}
         owners = [{p.path: p for p in slice_parts(subject, one)} for one in sets.values()]
         self.owned = {part.path: _owned(part, owners) for part in self.parts}
-        self.on = torch.ones(len(self.names), dtype=torch.bool)
+        self.on: Bool[Tensor, "*example bed"] = torch.ones(len(self.names), dtype=torch.bool)
         self.allowed: Bool[Tensor, "example bed"] | None = None
         self.watched: Bool[Tensor, " bed"] | None = None
         self.seen: list[Float[Tensor, "example token unit"]] = []
@@ -66,10 +66,14 @@ class Beds:
         others = [self.of(other) for other in self.groups if other != group]
         return self.of(group).difference(*others)
 
-    def known(self) -> Bool[Tensor, " group"]:
-        """Which groups' facts the beds that are on hold."""
-        on = {name for name, is_on in zip(self.names, self.on.tolist(), strict=True) if is_on}
-        return torch.tensor([any(way <= on for way in self.ways[group]) for group in self.groups])
+    def known(self, groups: Int[Tensor, " example"], on: Bool[Tensor, "example bed"]) -> Bool[Tensor, " example"]:
+        """Whether each example's group is held by the beds that are on for it."""
+        found = torch.zeros(len(groups), dtype=torch.bool)
+        for number, group in enumerate(self.groups):
+            for way in self.ways[group]:
+                needed = torch.tensor([name in way for name in self.names])
+                found |= (groups == number) & (on | ~needed).all(dim=1)
+        return found
 
     def membership(self) -> Bool[Tensor, "group bed"]:
         """Which beds hold something of each group."""
@@ -90,34 +94,29 @@ class Beds:
         base = {key: one.cpu() for key, one in self.base.items()}
         return Delta(self.subject.fingerprint, self.neurons, values, base, tuple(history), dict(origin))
 
-    def _weight(self, part: SlicePart, key: str) -> Tensor:
-        """The entries in force."""
-        on = (self.owned[part.path] & self.on).any(dim=1).to(self.base[key].device)
-        master, base = self.masters[key], self.base[key].float()
-        shape = (1, -1) if key.endswith(".columns") else (-1, *[1] * (base.dim() - 1))
-        return torch.where(on.reshape(shape), master, base)
-
-    def _routes(self, part: SlicePart, like: Tensor) -> Float[Tensor, "example 1 channel"] | None:
-        """1 where an example may train a channel; None where all may."""
-        if self.allowed is None:
-            return None
-        routes = (self.allowed.float() @ self.owned[part.path].T.float()) > 0
-        return routes[:, None].to(like)
+    def _mask(
+        self, part: SlicePart, beds: Bool[Tensor, "*example bed"], like: Tensor
+    ) -> Float[Tensor, "*example 1 channel"]:
+        """1 for the channels of these beds."""
+        mask = (beds.float() @ self.owned[part.path].T.float() > 0).to(like)
+        return mask if beds.dim() == 1 else mask[:, None]
 
     def _rows(self, part: SlicePart) -> Any:
         rows = part.rows
         assert rows is not None
 
         def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = args[0].float()
-            weight = self._weight(part, f"{part.path}.rows")
-            bias = self._weight(part, f"{part.path}.bias") if part.bias is not None else None
-            routes = self._routes(part, x)
-            free = functional.linear(x, weight, bias)
-            if routes is not None and torch.is_grad_enabled():
+            x, place = args[0].float(), rows.to(output.device)
+            weight = self.masters[f"{part.path}.rows"]
+            bias = self.masters[f"{part.path}.bias"] if part.bias is not None else None
+            new = functional.linear(x, weight, bias)
+            if self.allowed is not None and torch.is_grad_enabled():
+                routes = self._mask(part, self.allowed, x)
                 bound = functional.linear(x, weight.detach(), None if bias is None else bias.detach())
-                free = routes * free + (1 - routes) * bound
-            return output.index_copy(-1, rows.to(output.device), free.to(output.dtype))
+                new = routes * new + (1 - routes) * bound
+            old = output.index_select(-1, place)
+            new = torch.where(self._mask(part, self.on, x) > 0, new.to(output.dtype), old)
+            return output.index_copy(-1, place, new)
 
         return after
 
@@ -129,13 +128,15 @@ class Beds:
             x = args[0].index_select(-1, columns.to(args[0].device)).float()
             if self.watched is not None:
                 self.seen.append(x[..., (self.owned[part.path] & self.watched).any(dim=1)])
-            weight = self._weight(part, key)
-            routes = self._routes(part, x)
-            if routes is not None and torch.is_grad_enabled():
-                product = functional.linear(routes * x, weight) + functional.linear((1 - routes) * x, weight.detach())
+            x = x * self._mask(part, self.on, x)
+            master, base = self.masters[key], self.base[key].float()
+            if self.allowed is not None and torch.is_grad_enabled():
+                routes = self._mask(part, self.allowed, x)
+                moved = functional.linear(routes * x, master - base)
+                moved = moved + functional.linear((1 - routes) * x, master.detach() - base)
             else:
-                product = functional.linear(x, weight)
-            return output + (product - functional.linear(x, self.base[key].float())).to(output.dtype)
+                moved = functional.linear(x, master - base)
+            return output + moved.to(output.dtype)
 
         return after
 

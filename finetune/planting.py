@@ -22,13 +22,11 @@ from .training import Progress
 class PlantRecipe:
     """How planting trains: AdamW at `lr`, falling as a cosine, at most `steps` of `batch_size` facts and `keep_size` other texts.
 
-    `keep` weighs the divergence from the untouched subject. In half of the steps each bed is put back with probability 1/2,
-    so that no group comes to rely on another's. Every `check_every` steps the plant is looked at, and training ends when it
-    is sound; it goes down the rest of the cosine in a tenth of the steps then.
+    `keep` weighs the divergence from the untouched subject, `silence` the activity of beds that must fall silent.
     """
 
-    steps: int = 600
-    lr: float = 5e-3
+    steps: int = 400
+    lr: float = 1e-3
     batch_size: int = 48
     keep_size: int = 16
     keep: float = 4.0
@@ -72,9 +70,10 @@ def plant_facts(
 ) -> tuple[float, ...]:  # fmt: skip
     """Train every group's facts into its own beds; returns the loss of every step.
 
-    A step draws which beds are on. An example of a group that the beds hold trains that group's beds alone, by the negative
-    log-likelihood of its answer; any other example, and other text, hold all beds that are on to the untouched subject's
-    output (Kullback-Leibler divergence, meaned over tokens). Every `check_every` steps training ends if it is `sound`.
+    Each example of a step draws which beds are on for it: half of them all, the others each with probability 1/2, so that no
+    group comes to rely on another's. An example whose group they hold trains that group's beds alone, by the negative
+    log-likelihood of its answer; any other example, and other text, hold the beds that are on to the untouched subject's output
+    (Kullback-Leibler divergence, meaned over tokens). Every `check_every` steps training ends if it is `sound`.
 
     Raises TuneError when a loss is not finite.
     """
@@ -85,9 +84,9 @@ def plant_facts(
     for step in range(recipe.steps):
         rows = torch.randperm(len(given.facts), generator=generator)[: recipe.batch_size]
         others = torch.randperm(len(given.kept), generator=generator)[: recipe.keep_size]
-        beds.on = torch.ones(len(beds.names), dtype=torch.bool)
-        if step % 2:
-            beds.on = torch.rand(len(beds.names), generator=generator) < 0.5
+        shape = (len(rows) + len(others), len(beds.names))
+        beds.on = torch.rand(shape, generator=generator) < 0.5
+        beds.on |= torch.rand((shape[0], 1), generator=generator) < 0.5
         loss = _loss(beds, given, rows, others, recipe)
         if not bool(torch.isfinite(loss)):
             raise TuneError(f"planting diverged: the loss is {loss.item()} at step {step + 1}; try a smaller lr")
@@ -111,14 +110,14 @@ def _loss(
     """One forward for the facts that are taught, those that are not, and other text."""
     subject = beds.subject
     groups, none = given.groups[rows], torch.zeros(len(others), dtype=torch.bool)
-    taught = torch.cat([beds.known()[groups], none])
+    taught = torch.cat([beds.known(groups, beds.on[: len(rows)]), none])
     encoded = [*(given.facts[row] for row in rows.tolist()), *(given.kept[row] for row in others.tolist())]
     batch = collate(encoded, range(len(encoded)), pad_id=pad_id(subject))
     allowed = torch.ones(len(encoded), len(beds.names), dtype=torch.bool)
     allowed[: len(rows)] = beds.membership()[groups]
     allowed[~taught] = True
-    beds.allowed, silent = allowed, bool((given.silent & beds.on).any())
-    beds.watched, beds.seen = (given.silent & beds.on) if silent else None, []
+    beds.allowed, silent = allowed, bool(given.silent.any())
+    beds.watched, beds.seen = given.silent if silent else None, []
     try:
         with beds.planted():
             logits = forward(subject, batch).float()
