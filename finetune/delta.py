@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, fingerprint
+from .entries import Entry, whole_entries
 from .errors import DeltaError
-from .slices import Entry, parts_of, slice_entries, whole_entries
+from .slices import parts_of, slice_entries
 
 
 @dataclass(frozen=True, eq=False)

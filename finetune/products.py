@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..neurons.sites import is_transposed
-from .slices import Entry, SlicePart
+from .entries import Entry
+from .expert_products import TrainedExperts
+from .slices import Part, SlicePart
 
 Forward = Callable[[Tensor], Tensor]
 _WORTH_A_KERNEL = 2**28
@@ -149,7 +151,7 @@ def _kernel(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def frozen_projections(model: nn.Module, parts: Sequence[SlicePart]) -> list[FrozenProjection]:
+def frozen_projections(model: nn.Module, parts: Sequence[Part]) -> list[FrozenProjection]:
     """The plain projections outside of the parts for which there is a kernel."""
     trained = {id(part.module) for part in parts}
     return [
@@ -172,7 +174,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 @contextmanager
-def installed(projection: Projection) -> Iterator[None]:
+def installed(projection: Projection | TrainedExperts) -> Iterator[None]:
     """`projection` as the forward of its module; a forward that somebody else put on the instance comes back."""
     own = projection.module.__dict__
     before = own.get("forward")

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, build, some
 from neuropolis.finetune import products
 from neuropolis.finetune.products import FrozenProjection, frozen_projections, input_gradient
 from neuropolis.finetune.slices import slice_parts
 from neuropolis.finetune.trainable import trainable_slice
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import FAMILIES, build, some
 from torch import Tensor, nn
 
 IDS = torch.arange(3, 11)[None]
