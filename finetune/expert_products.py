@@ -97,7 +97,8 @@ class _StandIn(Tensor):
 
     @classmethod
     def of(cls, part: ExpertPart, units: _Units) -> _StandIn:
-        return _marked(part.stored.detach(), units, None)
+        # its own version counter: the next forward writes the same numbers into the memory that this one's graph holds
+        return _marked(part.stored.data, units, None)
 
     @classmethod
     def __torch_function__(
@@ -115,10 +116,8 @@ class _StandIn(Tensor):
             result = func(*args, **kwargs)
             if name in _FORMS:
                 return _marked(result, stand_in.units, stand_in.experts)
-            if name == "__getitem__" and stand_in.experts is None:
-                taken = args[1]
-                taken = int(taken) if not isinstance(taken, Tensor) or taken.dim() == 0 else taken
-                return _marked(result, stand_in.units, taken)
+            if name == "__getitem__" and stand_in.experts is None and _is_number(args[1]):
+                return _marked(result, stand_in.units, int(args[1]) if result.dim() == 2 else args[1])
             if name in _FACTS:
                 return result
         raise _unknown(name)
@@ -129,6 +128,12 @@ def _unknown(name: str) -> TuneError:
         f"the experts compute with {name}, of which the gradient for some of their units is not known; choose another way "
         "with model.set_experts_implementation('grouped_mm') or ('eager')"
     )
+
+
+def _is_number(taken: Any) -> bool:
+    """Whether an index is an expert's number, or a number for every row."""
+    whole = isinstance(taken, Tensor) and taken.dtype in (torch.int32, torch.int64)
+    return isinstance(taken, int) or (whole and taken.dim() < 2)
 
 
 def _marked(tensor: Tensor, units: _Units, experts: int | Tensor | None) -> _StandIn:
