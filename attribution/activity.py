@@ -36,7 +36,8 @@ def active(activation: Tensor) -> Tensor:
     """P(a > 0): the share of a group's tokens at which the neuron's value at this site is positive.
 
     LAPE's p (Tang et al., arXiv 2402.16438, Eq 4) where the site is the activation function's output or, the same, its
-    input: `gate` on gated FFNs, `mlp` on others. Cost: the forward, one comparison per activation.
+    input: `gate` on gated FFNs, `mlp` on others. At site `expert` a token that is not routed to the unit's expert is one at
+    which it is not positive. Cost: the forward, one comparison per activation.
     """
     return torch.gt(activation, 0, out=torch.empty_like(activation))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..corpora.examples import Corpus
 from ..neurons.errors import SetError
+from ..neurons.pickling import by_fields
 from ..neurons.sites import unwrapped
 from ..neurons.subject import Subject
 from .encoding import Batch, batches, encode_corpus, forward, pad_id
@@ -35,6 +36,8 @@ class LayerChange:
     change: Float[Tensor, "group layer"]
     layers: tuple[int, ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "origin", MappingProxyType(dict(self.origin)))

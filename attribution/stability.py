@@ -15,6 +15,7 @@ from torch import Tensor
 from ..corpora.examples import Corpus, CorpusError
 from ..neurons.atlas import Record, record_type
 from ..neurons.errors import SetError
+from ..neurons.pickling import by_fields
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
@@ -130,6 +131,8 @@ class Stability:
     jaccard: Float[Tensor, "variant group"]
     chance: Float[Tensor, "variant group"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("groups", "axes", "variants"):

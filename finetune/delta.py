@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..neurons.pickling import by_fields
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, fingerprint
+from .entries import Entry, whole_entries
 from .errors import DeltaError
-from .slices import Entry, parts_of, slice_entries, whole_entries
+from .slices import parts_of, slice_entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,8 @@ class Delta:
     base: Mapping[str, Tensor]
     history: tuple[float, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("values", "base"):

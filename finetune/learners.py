@@ -14,9 +14,10 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .delta import Delta
+from .entries import whole_entries
 from .errors import TuneError
 from .location import Location
-from .slices import parts_of, slice_entries, whole_entries
+from .slices import parts_of, slice_entries
 from .streams import Task
 from .training import Progress, Recipe
 

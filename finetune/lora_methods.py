@@ -17,9 +17,10 @@ from ..neurons.sets import NeuronSet
 from ..neurons.sites import is_transposed
 from ..neurons.subject import Subject
 from .delta import Delta
+from .entries import Entry
 from .errors import TuneError
 from .learners import Learned, Lesson, entries_now, learner
-from .slices import Entry, parts_of, slice_entries
+from .slices import linear_parts, slice_entries
 from .trainable import Trainable
 from .training import train
 
@@ -100,7 +101,7 @@ def _adapted(
     rank = options.rank or matched_rank(lesson, everything)
     scale = (2 * rank if options.alpha is None else options.alpha) / rank
     values = entries_now(subject, everything)
-    keys = {part.path: next(iter(part.entries())).key for part in parts_of(subject, everything)}
+    keys = {part.path: next(iter(part.entries())).key for part in linear_parts(subject, everything, what="LoRA")}
     with _adapters(subject, list(keys), rank, scale * rank, recipe.seed) as (layers, trainable):
         _load(layers, start or {})
         penalty = _penalty(layers, earlier, options) if earlier else None
@@ -182,4 +183,4 @@ def _everything(lesson: Lesson) -> NeuronSet:
 
 
 def _whole(subject: Subject, neurons: NeuronSet) -> tuple[Entry, ...]:
-    return slice_entries(parts_of(subject, neurons))
+    return slice_entries(linear_parts(subject, neurons, what="LoRA"))

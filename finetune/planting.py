@@ -18,8 +18,9 @@ from ..neurons.atlas import library_versions
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .delta import Delta
+from .entries import Entry
 from .errors import TuneError
-from .slices import Entry, SlicePart, slice_entries, slice_parts
+from .slices import SlicePart, linear_parts, slice_entries
 from .training import Progress
 
 
@@ -51,13 +52,14 @@ class Beds:
         self.groups = tuple(sets)
         union = _union(sets)
         self.neurons = union
-        self.parts = slice_parts(subject, union)
+        union.check(subject)
+        self.parts = linear_parts(subject, union, what="planting")
         if not self.parts:
             raise TuneError("the groups' sets are all empty; nothing can be planted")
         self.entries: tuple[Entry, ...] = slice_entries(self.parts)
         self.base = {entry.key: entry.read() for entry in self.entries}
         self.masters = {key: nn.Parameter(values.to(torch.float32, copy=True)) for key, values in self.base.items()}
-        owners = [{p.path: p for p in slice_parts(subject, one)} for one in sets.values()]
+        owners = [{p.path: p for p in linear_parts(subject, one, what="planting")} for one in sets.values()]
         self.owned = {part.path: _owned(part, owners) for part in self.parts}
         self.on = torch.ones(len(self.groups), dtype=torch.bool)
         self.allowed: Bool[Tensor, "example group"] | None = None

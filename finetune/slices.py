@@ -14,6 +14,8 @@ from ..neurons.errors import SiteError
 from ..neurons.sets import NeuronSet
 from ..neurons.sites import Tap, is_transposed
 from ..neurons.subject import Subject
+from .entries import Entry, check_writable
+from .expert_slices import ExpertPart, expert_parts
 
 Side = Literal["rows", "columns"]
 
@@ -29,6 +31,11 @@ class SlicePart:
     module: nn.Module
     rows: Int[Tensor, " row"] | None = None
     columns: Int[Tensor, " column"] | None = None
+
+    @property
+    def stored(self) -> Tensor:
+        """The parameter that the part is of."""
+        return self.module.weight  # pyright: ignore[reportReturnType]
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
@@ -52,47 +59,17 @@ class SlicePart:
             yield Entry(f"{self.path}.bias", self.bias, 0, self.rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """Some entries of a parameter that are read and written together.
-
-    `tensor` shares the parameter's memory. `index` runs over dimension `dim`; None means the whole tensor.
-    """
-
-    key: str
-    tensor: Tensor
-    dim: int = 0
-    index: Int[Tensor, " chosen"] | None = None
-
-    @property
-    def shape(self) -> list[int]:
-        shape = list(self.tensor.shape)
-        if self.index is not None:
-            shape[self.dim] = len(self.index)
-        return shape
-
-    def read(self) -> Tensor:
-        """A contiguous copy of the entries."""
-        if self.index is None:
-            return self.tensor.clone(memory_format=torch.contiguous_format)
-        return self.tensor.index_select(self.dim, self.index.to(self.tensor.device)).contiguous()
-
-    def write(self, values: Tensor) -> None:
-        """Put values in the entries' place; a wider dtype is rounded to the parameter's."""
-        values = values.to(self.tensor)
-        if self.index is None:
-            self.tensor.copy_(values)
-        else:
-            self.tensor.index_copy_(self.dim, self.index.to(self.tensor.device), values)
+Part = SlicePart | ExpertPart
 
 
-def slice_parts(subject: Subject, neurons: NeuronSet) -> tuple[SlicePart, ...]:
+def slice_parts(subject: Subject, neurons: NeuronSet) -> tuple[Part, ...]:
     """The parts of a subject's projections that belong to a set, layer by layer, none of them empty.
 
     - `mlp`, `gate`, `up`: rows of the FFN's gate and up projections (of the only input projection where there is no
       gate) with their biases, and columns of its output projection.
     - `q`, `k`, `v`, `mlp_out`: rows of that projection with their biases.
     - `attn`: columns of the attention output projection.
+    - `expert`: of those experts, rows of the fused gate and up weights with their biases, and columns of the output weights.
 
     Rows of a fused projection are merged into one part.
 
@@ -103,8 +80,28 @@ def slice_parts(subject: Subject, neurons: NeuronSet) -> tuple[SlicePart, ...]:
     return parts_of(subject, neurons)
 
 
-def parts_of(subject: Subject, neurons: NeuronSet) -> tuple[SlicePart, ...]:
+def parts_of(subject: Subject, neurons: NeuronSet) -> tuple[Part, ...]:
     """`slice_parts` without the check that the set was made for these very weights."""
+    parts = expert_parts(subject, neurons) if neurons.site == "expert" else _linear_parts(subject, neurons)
+    weights = [id(part.stored) for part in parts]
+    if len(set(weights)) < len(weights):
+        raise SiteError(f"projections of {subject.name!r} share one weight; they cannot be tuned apart")
+    return parts
+
+
+def linear_parts(subject: Subject, neurons: NeuronSet, *, what: str) -> tuple[SlicePart, ...]:
+    """`parts_of` for a caller that knows projections of two dimensions only. Raises SiteError for experts."""
+    parts = parts_of(subject, neurons)
+    experts = [part.path for part in parts if isinstance(part, ExpertPart)]
+    if experts:
+        raise SiteError(
+            f"{experts[0]} of {subject.name!r} holds the weights of all experts of a layer; {what} is for projections of "
+            "one matrix: take a site outside the experts (attn, q, k, v)"
+        )
+    return tuple(part for part in parts if isinstance(part, SlicePart))
+
+
+def _linear_parts(subject: Subject, neurons: NeuronSet) -> tuple[SlicePart, ...]:
     found: dict[str, tuple[Tap, Side, Tensor]] = {}
     places = _places(subject, neurons)
     for layer in range(neurons.num_layers):
@@ -120,20 +117,12 @@ def parts_of(subject: Subject, neurons: NeuronSet) -> tuple[SlicePart, ...]:
         module = _plain(tap)
         index = channels.to(module.weight.device)
         parts.append(SlicePart(path, module, **{side: index}))
-    weights = [id(part.module.weight) for part in parts]
-    if len(set(weights)) < len(weights):
-        raise SiteError(f"projections of {subject.name!r} share one weight; they cannot be tuned apart")
     return tuple(parts)
 
 
-def slice_entries(parts: Sequence[SlicePart]) -> tuple[Entry, ...]:
+def slice_entries(parts: Sequence[Part]) -> tuple[Entry, ...]:
     """The entries of all parts, in order."""
     return tuple(entry for part in parts for entry in part.entries())
-
-
-def whole_entries(subject: Subject) -> tuple[Entry, ...]:
-    """Every parameter of the model as one entry; tied parameters stand once."""
-    return tuple(Entry(name, parameter.data) for name, parameter in subject.model.named_parameters())
 
 
 def _places(subject: Subject, neurons: NeuronSet) -> list[tuple[tuple[Tap, ...], Side]]:
@@ -168,13 +157,5 @@ def _plain(tap: Tap) -> Any:
     weight: Any = tap.module.weight
     if not isinstance(tap.module, nn.Linear) and not is_transposed(tap.module):
         raise SiteError(f"{tap.path} is a {type(tap.module).__name__}; a slice needs a Linear or a Conv1D")
-    if not weight.dtype.is_floating_point:
-        raise SiteError(f"{tap.path} is quantised ({weight.dtype}); load the model in a floating-point dtype")
-    if type(weight.data) is not Tensor:
-        raise SiteError(
-            f"the weight of {tap.path} is a {type(weight.data).__name__}; a slice writes into plain tensors: load the "
-            "model without quantisation and without sharding"
-        )
-    if weight.is_meta:
-        raise SiteError(f"{tap.path} is offloaded; load the model without offloading, a slice needs its weights")
+    check_writable(weight, tap.path)
     return tap.module

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..neurons.atlas import Record, record_type
+from ..neurons.pickling import by_fields
 from .continual_metrics import t_interval
 from .errors import TuneError
 
@@ -40,6 +41,8 @@ class Sweep:
     jaccard: Float[Tensor, "setting seed"]
     chance: Float[Tensor, " setting"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("settings", "groups", "in_domain", "out_of_domain", "seeds"):

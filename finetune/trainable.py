@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..neurons.products import Projection, installed
+from ..neurons.products import installed
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .activations import recomputed_activations
+from .entries import Entry, whole_entries
 from .errors import TuneError
+from .expert_products import TrainedExperts
+from .expert_slices import ExpertPart
 from .products import TrainedProjection, frozen_projections
-from .slices import Entry, slice_entries, slice_parts, whole_entries
+from .slices import Part, slice_entries, slice_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +73,7 @@ def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]
     by_key = dict(zip((entry.key for entry in entries), masters, strict=True))
     with subject.quiet(), ExitStack() as stack:
         stack.callback(_restore, entries, base)
-        projections: list[Projection] = [
-            TrainedProjection(part, [(entry, by_key[entry.key]) for entry in part.entries()]) for part in parts
-        ]
-        for projection in [*projections, *frozen_projections(subject.model, parts)]:
+        for projection in [*_trained(parts, by_key), *frozen_projections(subject.model, parts)]:
             stack.enter_context(installed(projection))
         stack.enter_context(recomputed_activations(subject.model))
         yield Trainable(entries, masters, base)
@@ -108,6 +108,24 @@ def trainable_full(subject: Subject) -> Iterator[Trainable]:
             for name, parameter in parameters.items():
                 parameter.requires_grad_(False)
                 parameter.grad = grads[name]
+
+
+def _trained(
+    parts: Sequence[Part], masters: Mapping[str, nn.Parameter]
+) -> Iterator[TrainedProjection | TrainedExperts]:
+    """A forward for every module that has parts; the two of a module of experts share one."""
+    experts: dict[nn.Module, list[ExpertPart]] = {}
+    for part in parts:
+        if isinstance(part, ExpertPart):
+            experts.setdefault(part.module, []).append(part)
+        else:
+            yield TrainedProjection(part, _held([part], masters))
+    for together in experts.values():
+        yield TrainedExperts(together, _held(together, masters))
+
+
+def _held(parts: Sequence[Part], masters: Mapping[str, nn.Parameter]) -> list[tuple[Entry, nn.Parameter]]:
+    return [(entry, masters[entry.key]) for entry in slice_entries(parts)]
 
 
 def _master(values: Tensor) -> Tensor:

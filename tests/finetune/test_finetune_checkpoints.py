@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build, same_bits, some, state
 from neuropolis.attribution.encoding import encode_corpus
 from neuropolis.corpora.examples import Corpus
 from neuropolis.corpora.jsonl import write_jsonl
@@ -26,6 +25,7 @@ from neuropolis.finetune.trainable import trainable_slice
 from neuropolis.finetune.training import finetune, finetune_full
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import build, same_bits, some, state
 
 HERE = Path(__file__).parent
 SETTINGS: dict[str, Any] = {"lr": 0.02, "steps": 9, "batch_size": 4, "weight_decay": 0.1, "clip": 0.5}
@@ -129,7 +129,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import build, some
+from tiny_families import build, some
 from neuropolis.corpora.loading import load_corpus
 from neuropolis.finetune.training import finetune
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build, same_bits, state
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.continual import METHODS, continual
 from neuropolis.finetune.continual_state import load_learned, save_learned
@@ -18,6 +17,7 @@ from neuropolis.finetune.location import Location, locate
 from neuropolis.finetune.streams import tasks_of
 from neuropolis.finetune.training import Recipe
 from neuropolis.neurons.subject import Subject
+from tiny_families import build, same_bits, state
 from torch import Tensor
 
 WHERE = Location(top=6, layers=(1,))

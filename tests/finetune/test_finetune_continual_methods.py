@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build, same_bits, state
 from neuropolis.attribution.encoding import Encoded, answer_log_probs, collate, encode_corpus, forward
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune import lora_methods
@@ -25,6 +24,7 @@ from neuropolis.finetune.weighted import WeightedOptions, column_factors, task_f
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import build, same_bits, state
 
 WHERE = Location(top=6, layers=(1,))
 

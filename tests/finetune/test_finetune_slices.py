@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, build, some
-from neuropolis.finetune.slices import Entry, slice_entries, slice_parts, whole_entries
+from neuropolis.finetune.entries import Entry, whole_entries
+from neuropolis.finetune.slices import slice_entries, slice_parts
 from neuropolis.neurons.errors import SetError, SiteError
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
+from tiny_families import FAMILIES, build, some
 
 SITES = ("mlp", "mlp_out", "q", "k", "v", "attn", "attn_out")
 

@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, build, same_bits, some, state
 from neuropolis.attribution.encoding import collate, encode_corpus
 from neuropolis.corpora.examples import Corpus, CorpusError, Example
+from neuropolis.finetune.entries import Entry
 from neuropolis.finetune.errors import TuneError
-from neuropolis.finetune.slices import Entry, slice_entries, slice_parts
+from neuropolis.finetune.slices import slice_entries, slice_parts
 from neuropolis.finetune.trainable import trainable_slice
 from neuropolis.finetune.training import Recipe, answer_loss, finetune, finetune_full
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import FAMILIES, build, same_bits, some, state
 from torch import Tensor
 
 
