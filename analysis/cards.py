@@ -226,7 +226,11 @@ def _neighbours(
         best, where = torch.cat([best, cosines], dim=1), torch.cat([where, places], dim=1)
         kept = best.topk(min(count, best.shape[1]), dim=1)
         best, where = kept.values, where.gather(1, kept.indices)
-    return where // width, where % width, best
+    missing = best.isinf()  # neurons without weights are at no angle
+    return (
+        (where // width).masked_fill(missing, -1), (where % width).masked_fill(missing, -1),
+        best.masked_fill(missing, torch.nan),
+    )  # fmt: skip
 
 
 def _scored(
