@@ -86,9 +86,9 @@ def rank_agreement(
         raise SetError(f"agreement needs two groups or more, the scores have {', '.join(scores.groups)} alone")
     ranked = contrasted(scores, contrast, by)
     flat, num = ranked.flatten(1), ranked[0].numel()
-    reader = round(top * num) if isinstance(top, float) else int(top)
+    reader = max(1, round(top * num)) if isinstance(top, float) and 0 < top <= 1 else int(top)
     if not 1 <= reader <= num:
-        raise SetError(f"top is {top!r}; expected a share above 0, or a whole number up to {num}")
+        raise SetError(f"top is {top!r}; expected a share between 0 and 1, or a whole number from 1 to {num}")
     weights = rbo_weights(reader, num)
     spearman = _spearman(flat[:, None])[..., 0]
     rbo = _rbo(flat, weights)

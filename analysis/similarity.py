@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,8 @@ from .ablate import control
 from .alignment import Align, check_align, table_of, unshared_table
 from .overlap import comparable
 from .parameters import matrix_names, neuron_parameters
+
+Of = Literal["weights", "deltas"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,7 @@ def similarity(
     matrices: Sequence[str] | None = None,
     center: bool = False,
     base: Subject | None = None,
+    of: Of = "weights",
     scores: Scores | None = None,
     controls: int = 20,
     seed: int = 0,
@@ -84,8 +87,9 @@ def similarity(
       their `scores` (the group's own, highest first), as far as both sets have some; `match` takes the mean cosine over
       the one-to-one assignment with the highest.
     - `center` takes the mean of all the layer's neurons off first; without it, what they have in common counts.
-    - `base` is the subject before training: what is compared is then this subject's weights less those of `base`. A
-      neuron that was not trained has no direction; where a whole set has not, the value is NaN.
+    - `base` is the subject before training; the sets may be its own. `of="deltas"` compares this subject's weights less
+      those of `base`. A neuron that was not trained has no direction: where a whole set has not (with `pairs` and
+      `match`, one of its neurons), the value is NaN (`match` takes 0).
 
     Shared neurons are in `values` and not in `values_unshared`. Repeat c of `chance` compares the c-th controls of the
     two sets, drawn independently, so that it holds no overlap beyond that of chance: hold it against `values_unshared`
@@ -97,6 +101,9 @@ def similarity(
     """
     chosen = comparable(sets)
     check_align(align)
+    if of not in get_args(Of) or (of == "deltas" and base is None):
+        raise SetError(f"of={of!r} with{'out' if base is None else ''} a base; expected weights, or deltas with base=")
+    changed = base if of == "deltas" else None
     order = _order(sets, scores) if align == "score" else None
     for neurons in chosen:
         neurons.check(base if base is not None and neurons.subject == base.fingerprint else subject)
@@ -107,7 +114,7 @@ def similarity(
     ]
     rows = []
     for layer in range(masks.shape[1]):
-        parameters = _compared(subject, base, chosen[0].site, layer, matrices, center)
+        parameters = _compared(subject, changed, chosen[0].site, layer, matrices, center)
         priority = None if order is None else order[:, layer]
         rows.append(_layer(parameters, masks[:, layer], [r[:, layer] for r in randoms], align, priority))
     values, unshared, chance, low, high = (torch.stack(column, dim=-1).cpu() for column in zip(*rows, strict=True))
@@ -117,7 +124,7 @@ def similarity(
             "vector": "mean of the neurons' concatenated weights" if align == "mean" else "the neurons' own",
             "measure": "cosine", "align": align, "center": center,
             "matrices": list(matrices or matrix_names(subject, chosen[0].site)),
-            "of": "weights" if base is None else "training delta",
+            "of": of,
             "model": subject.fingerprint, "base": None if base is None else base.fingerprint,
             "controls": controls, "seed": seed,
             "sets": {name: neurons.digest for name, neurons in sets.items()}, "versions": library_versions(),

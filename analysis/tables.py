@@ -71,7 +71,9 @@ def correlate(
         return Agreement(*[float("nan")] * 6)
     rng = np.random.default_rng(seed)
     exact = factorial(num) <= draws + 1
-    orders = np.array(list(permutations(range(num)))) if exact else rng.permuted(np.tile(np.arange(num), (draws, 1)), 1)
+    orders = (
+        np.array(list(permutations(range(num)))) if exact else rng.permuted(np.tile(np.arange(num), (draws, 1)), axis=1)
+    )
     null = _over(orders, lambda o: _correlations(first[off][None], second[o[:, :, None], o[:, None]][:, off], method))
     hits = (np.abs(null) >= abs(observed) - 1e-12).sum()
     p = hits / len(null) if exact else (1 + hits) / (1 + len(null))
