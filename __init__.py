@@ -12,16 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis.ablate import ablate as ablate
+    from .analysis.cards import Cards as Cards
+    from .analysis.cards import neuron_card as neuron_card
+    from .analysis.cards import neuron_cards as neuron_cards
     from .analysis.choices import answer_correct as answer_correct
     from .analysis.choices import choice_losses as choice_losses
     from .analysis.effects import Effects as Effects
+    from .analysis.movement import Movement as Movement
+    from .analysis.movement import movement as movement
     from .analysis.overlap import Overlap as Overlap
+    from .analysis.overlap import combine as combine
     from .analysis.overlap import overlap as overlap
+    from .analysis.ranks import RankAgreement as RankAgreement
+    from .analysis.ranks import rank_agreement as rank_agreement
+    from .analysis.redundancy import Redundancy as Redundancy
+    from .analysis.redundancy import redundancy as redundancy
+    from .analysis.representations import Representations as Representations
+    from .analysis.representations import representations as representations
     from .analysis.similarity import Similarity as Similarity
     from .analysis.similarity import similarity as similarity
     from .analysis.study import Study as Study
     from .analysis.study import load as load
     from .analysis.study import save as save
+    from .analysis.tables import load_distances as load_distances
+    from .analysis.transfer import Transfer as Transfer
+    from .analysis.transfer import measured_gains as measured_gains
+    from .analysis.transfer import transfer as transfer
+    from .analysis.trees import Mantel as Mantel
+    from .analysis.trees import Tree as Tree
+    from .analysis.trees import mantel as mantel
+    from .analysis.trees import tree as tree
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
     from .attribution.entropy import lape_sets as lape_sets
@@ -94,6 +114,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOME = {
     "AtlasError": "neurons.errors",
+    "Cards": "analysis.cards",
     "Checkpoint": "attribution.resume",
     "CheckpointError": "attribution.resume",
     "Continual": "finetune.continual_result",
@@ -108,10 +129,15 @@ _HOME = {
     "LayerChange": "attribution.layer_change",
     "Located": "attribution.located",
     "Location": "finetune.location",
+    "Mantel": "analysis.trees",
+    "Movement": "analysis.movement",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "PairNeurons": "attribution.language_pairs",
+    "RankAgreement": "analysis.ranks",
+    "Redundancy": "analysis.redundancy",
     "Reference": "neurons.interventions",
+    "Representations": "analysis.representations",
     "Retention": "finetune.retention",
     "RoutedDelta": "finetune.landermt",
     "Scores": "neurons.scores",
@@ -125,12 +151,15 @@ _HOME = {
     "SubjectError": "neurons.errors",
     "Sweep": "finetune.sweep",
     "Task": "finetune.streams",
+    "Transfer": "analysis.transfer",
     "TranslationTable": "finetune.compare_translation",
+    "Tree": "analysis.trees",
     "TuneError": "finetune.errors",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
+    "combine": "analysis.overlap",
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
@@ -148,8 +177,14 @@ _HOME = {
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",
+    "load_distances": "analysis.tables",
     "load_model": "neurons.subject",
     "load_routed_delta": "finetune.landermt_files",
+    "mantel": "analysis.trees",
+    "measured_gains": "analysis.transfer",
+    "movement": "analysis.movement",
+    "neuron_card": "analysis.cards",
+    "neuron_cards": "analysis.cards",
     "overlap": "analysis.overlap",
     "overlap_ablation": "finetune.studies",
     "pair_neurons": "attribution.language_pairs",
@@ -158,11 +193,14 @@ _HOME = {
     "prepared": "finetune.trainer",
     "preset": "attribution.presets",
     "proportion": "finetune.studies",
+    "rank_agreement": "analysis.ranks",
     "read_o_lora": "corpora.o_lora",
+    "redundancy": "analysis.redundancy",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
     "relevant_layers": "attribution.layer_change",
     "report": "figures.report",
+    "representations": "analysis.representations",
     "save": "analysis.study",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
@@ -170,7 +208,9 @@ _HOME = {
     "stable": "attribution.stability",
     "stack_deltas": "finetune.algebra",
     "tasks_of": "finetune.streams",
+    "transfer": "analysis.transfer",
     "translate": "finetune.translation",
+    "tree": "analysis.trees",
     "write_jsonl": "corpora.jsonl",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -19,6 +19,7 @@ from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, tokenizer_fingerprint
+from . import cards, movement, ranks, redundancy, representations, transfer, trees  # noqa: F401  (records, likewise)
 from .effects import Effects
 from .overlap import Overlap
 from .similarity import Similarity
@@ -29,6 +30,9 @@ MADE_BY = {
     "importance": "neuropolis locate --preset fuxitranyu",
     "fidelity": "neuropolis fidelity", "stability": "neuropolis stability",
     "continual": "neuropolis continual", "sweep": "neuropolis proportion",
+    "ranks": "neuropolis overlap", "tree": "neuropolis overlap", "mantel": "neuropolis overlap --distances FILE",
+    "movement": "neuropolis similarity --after MODEL", "transfer": "neuropolis similarity --gains STUDY",
+    "representations": "neuropolis represent", "redundancy": "neuropolis redundancy", "cards": "neuropolis neuron",
 }  # fmt: skip
 
 
