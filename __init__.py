@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis.ablate import ablate as ablate
+    from .analysis.along import dose_response as dose_response
+    from .analysis.along import layer_sweep as layer_sweep
     from .analysis.choices import answer_correct as answer_correct
     from .analysis.choices import choice_losses as choice_losses
+    from .analysis.curves import Curve as Curve
     from .analysis.effects import Effects as Effects
+    from .analysis.metrics import Metric as Metric
     from .analysis.overlap import Overlap as Overlap
     from .analysis.overlap import overlap as overlap
     from .analysis.similarity import Similarity as Similarity
@@ -99,6 +103,7 @@ _HOME = {
     "Continual": "finetune.continual_result",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
+    "Curve": "analysis.curves",
     "Delta": "finetune.delta",
     "DeltaError": "finetune.errors",
     "Effects": "analysis.effects",
@@ -108,6 +113,7 @@ _HOME = {
     "LayerChange": "attribution.layer_change",
     "Located": "attribution.located",
     "Location": "finetune.location",
+    "Metric": "analysis.metrics",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "PairNeurons": "attribution.language_pairs",
@@ -134,6 +140,7 @@ _HOME = {
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
+    "dose_response": "analysis.along",
     "evaluated": "attribution.exact",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
@@ -145,6 +152,7 @@ _HOME = {
     "landermt": "finetune.landermt",
     "language_pairs": "corpora.translations",
     "lape_sets": "attribution.entropy",
+    "layer_sweep": "analysis.along",
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",

@@ -19,6 +19,7 @@ from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, tokenizer_fingerprint
+from .curves import Curve
 from .effects import Effects
 from .overlap import Overlap
 from .similarity import Similarity
@@ -28,6 +29,7 @@ MADE_BY = {
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "importance": "neuropolis locate --preset fuxitranyu",
     "fidelity": "neuropolis fidelity", "stability": "neuropolis stability",
+    "layer_sweep": "neuropolis sweep", "dose_response": "neuropolis dose",
     "continual": "neuropolis continual", "sweep": "neuropolis proportion",
 }  # fmt: skip
 
@@ -84,6 +86,16 @@ class Study:
     @property
     def effects(self) -> Effects:
         return self.get("effects")
+
+    @property
+    def layer_sweep(self) -> Curve:
+        """What one layer's share of each set does."""
+        return self.get("layer_sweep")
+
+    @property
+    def dose_response(self) -> Curve:
+        """What larger and larger sets do."""
+        return self.get("dose_response")
 
     @property
     def overlap(self) -> Overlap:
