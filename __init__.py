@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis.ablate import ablate as ablate
+    from .analysis.along import dose_response as dose_response
+    from .analysis.along import layer_sweep as layer_sweep
     from .analysis.cards import Cards as Cards
     from .analysis.cards import neuron_card as neuron_card
     from .analysis.cards import neuron_cards as neuron_cards
     from .analysis.choices import answer_correct as answer_correct
     from .analysis.choices import choice_losses as choice_losses
+    from .analysis.curves import Curve as Curve
     from .analysis.effects import Effects as Effects
+    from .analysis.metrics import Metric as Metric
     from .analysis.movement import Movement as Movement
     from .analysis.movement import movement as movement
     from .analysis.overlap import Overlap as Overlap
@@ -120,6 +124,7 @@ _HOME = {
     "Continual": "finetune.continual_result",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
+    "Curve": "analysis.curves",
     "Delta": "finetune.delta",
     "DeltaError": "finetune.errors",
     "Effects": "analysis.effects",
@@ -130,6 +135,7 @@ _HOME = {
     "Located": "attribution.located",
     "Location": "finetune.location",
     "Mantel": "analysis.trees",
+    "Metric": "analysis.metrics",
     "Movement": "analysis.movement",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
@@ -163,6 +169,7 @@ _HOME = {
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
+    "dose_response": "analysis.along",
     "evaluated": "attribution.exact",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
@@ -174,6 +181,7 @@ _HOME = {
     "landermt": "finetune.landermt",
     "language_pairs": "corpora.translations",
     "lape_sets": "attribution.entropy",
+    "layer_sweep": "analysis.along",
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",

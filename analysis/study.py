@@ -20,6 +20,7 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, tokenizer_fingerprint
 from . import cards, movement, ranks, redundancy, representations, transfer, trees  # noqa: F401  (records, likewise)
+from .curves import Curve
 from .effects import Effects
 from .overlap import Overlap
 from .similarity import Similarity
@@ -29,6 +30,7 @@ MADE_BY = {
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "importance": "neuropolis locate --preset fuxitranyu",
     "fidelity": "neuropolis fidelity", "stability": "neuropolis stability",
+    "layer_sweep": "neuropolis sweep", "dose_response": "neuropolis dose",
     "continual": "neuropolis continual", "sweep": "neuropolis proportion",
     "ranks": "neuropolis overlap", "tree": "neuropolis overlap", "mantel": "neuropolis overlap --distances FILE",
     "movement": "neuropolis similarity --after MODEL", "transfer": "neuropolis similarity --gains STUDY",
@@ -88,6 +90,16 @@ class Study:
     @property
     def effects(self) -> Effects:
         return self.get("effects")
+
+    @property
+    def layer_sweep(self) -> Curve:
+        """What one layer's share of each set does."""
+        return self.get("layer_sweep")
+
+    @property
+    def dose_response(self) -> Curve:
+        """What larger and larger sets do."""
+        return self.get("dose_response")
 
     @property
     def overlap(self) -> Overlap:

@@ -14,6 +14,7 @@ from . import (
     ablate,
     compare,
     continual,
+    curves,
     demo,
     fidelity,
     info,
@@ -39,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for verb in (
-    demo, locate, fidelity, stability, select, ablate, tune, continual, sweeps, compare, overlap, similarity, represent,
+    demo, locate, fidelity, stability, select, ablate, curves, tune, continual, sweeps, compare, overlap, similarity, represent,
     redundancy, neuron, report, info,
 ):  # fmt: skip
     verb.add(app)
