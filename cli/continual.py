@@ -30,7 +30,7 @@ from .console import (
 if TYPE_CHECKING:
     from ..finetune.continual_result import Continual
 
-METHODS_HELP = "Comma-separated: ncft, w-ncft, random, full, lora, o-lora, ewc, replay, per-task, joint."
+METHODS_HELP = "Comma-separated: ncft, w-ncft, guarded, random, full, lora, o-lora, ewc, replay, per-task, joint."
 COLUMNS = {
     "average_accuracy": "average at end", "forgetting": "forgotten", "backward_transfer": "backward",
     "forward_transfer": "forward", "retention_ratio": "FG", "known_forgetting": "known forgotten",
