@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from ..attribution.encoding import IGNORED, Batch, Encoded, batches, forward, pad_id
+from ..attribution.encoding import Encoded, answer_log_probs, batches, forward, pad_id
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
-from .slices import Entry, SlicePart, parts_of
+from .slices import SlicePart, parts_of
 from .trainable import Trainable
 
 Moments = dict[str, Tensor]
@@ -22,51 +22,46 @@ Moments = dict[str, Tensor]
 def input_moments(
     subject: Subject, neurons: NeuronSet, encoded: Sequence[Encoded], *, matrices: str = "out"
 ) -> Moments:
-    """X^T X of the inputs of every projection that a set's slice goes through, by path, over all its input channels.
+    """sum_t w_t x_t x_t^T of the inputs of every projection that a set's slice goes through, by path, over all channels.
 
-    X has a row for each token whose state can still reach an answer's prediction: in the last layer the tokens that
-    predict an answer token, since what the others write is read by nothing; in the layers below all of them.
-    [in, in] in at least float32, on the CPU.
+    w_t is how much of a row's loss is felt at token t: the norm of the gradient of its answer in what the projection
+    writes there, divided by the sum of these norms over the row's tokens. So each row counts as one; in the last layer
+    only the tokens that predict an answer count, and in the layers below those that an answer is read from. [in, in] in
+    at least float32, on the CPU.
     """
     found: Moments = {}
-    mask: list[Tensor] = []
-
-    def count(path: str, last: bool) -> Callable[..., None]:
-        def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
-            x = args[0][mask[0] if last else mask[1]]
-            x = x if x.dtype == torch.float64 else x.float()
-            found[path] = found.get(path, 0) + x.t() @ x
-
-        return hook
-
-    with subject.quiet(), torch.no_grad(), ExitStack() as stack:
-        for layer, part in guarded_parts(subject, neurons, matrices):
-            last = layer == neurons.num_layers - 1
-            stack.callback(part.module.register_forward_pre_hook(count(part.path, last)).remove)
+    with subject.quiet(), ExitStack() as stack:
+        embedded = subject.model.get_input_embeddings()
+        stack.callback(embedded.register_forward_hook(lambda _, __, output: output.requires_grad_()).remove)
+        for part in guarded_parts(subject, neurons, matrices):
+            stack.callback(part.module.register_forward_hook(_adding(found, part.path)).remove)
         for batch in batches(encoded, pad_id=pad_id(subject)):
-            mask[:] = [one.to(subject.device) for one in (predicting(batch), batch.real)]
-            forward(subject, batch)
+            (-answer_log_probs(forward(subject, batch), batch.targets).sum()).backward()
     return {path: moment.cpu() for path, moment in found.items()}
 
 
-def guarded_parts(subject: Subject, neurons: NeuronSet, matrices: str) -> Iterator[tuple[int, SlicePart]]:
-    """The parts of a set's slice with their layers."""
-    for layer in range(neurons.num_layers):
-        for part in parts_of(subject, neurons.layers([layer])):
-            if matrices == "all" or part.columns is not None:
-                yield layer, part
+def _adding(found: Moments, path: str) -> Callable[..., None]:
+    """A forward hook that adds a batch's part to a moment once the backward gets there."""
+
+    def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0].detach()
+
+        def add(grad: Tensor) -> None:
+            weights = grad.to(x.dtype).norm(dim=-1)  # [batch, token]
+            weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+            rows = (weights.sqrt()[..., None] * x).flatten(0, -2)
+            rows = rows[rows.any(dim=-1)]
+            rows = rows if rows.dtype == torch.float64 else rows.float()
+            found[path] = found.get(path, 0) + rows.t() @ rows
+
+        output.register_hook(add)
+
+    return hook
 
 
-def predicting(batch: Batch) -> Bool[Tensor, "batch token"]:
-    """The tokens whose logits predict an answer's token."""
-    found = torch.zeros_like(batch.real)
-    wanted = batch.targets != IGNORED
-    if isinstance(batch.keep, int):
-        found[:, -batch.keep :] = wanted
-        return found
-    rows = torch.arange(len(found))[:, None].expand_as(batch.keep)
-    found[rows[wanted], batch.keep[wanted]] = True
-    return found
+def guarded_parts(subject: Subject, neurons: NeuronSet, matrices: str) -> list[SlicePart]:
+    """The parts of a set's slice that are trained."""
+    return [part for part in parts_of(subject, neurons) if matrices == "all" or part.columns is not None]
 
 
 class Guard:
@@ -82,18 +77,18 @@ class Guard:
         self,
         trainable: Trainable,
         parts: Sequence[SlicePart],
-        moments: Mapping[str, Tensor],
+        moments: Sequence[Moments],
         share: float,
         *,
         soft: bool = False,
     ) -> None:
-        by_key = {entry.key: (part, entry) for part in parts for entry in part.entries()}
+        by_key = {entry.key: part for part in parts for entry in part.entries()}
         self.held: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for entry, master in zip(trainable.entries, trainable.masters, strict=True):
-            part, _ = by_key[entry.key]
+            part = by_key[entry.key]
             projector = None
             if master.dim() == 2:
-                projector = free_projector(_of(moments[part.path], part, entry), share, soft=soft).to(master)
+                projector = free_projector([_of(one[part.path], part) for one in moments], share, soft=soft).to(master)
             self.held.append((master, master.detach().clone(), projector))
 
     @contextmanager
@@ -113,16 +108,24 @@ class Guard:
 
 
 def free_projector(
-    moment: Float[Tensor, "channel channel"], share: float, *, soft: bool = False
+    moments: Sequence[Float[Tensor, "channel channel"]], share: float, *, soft: bool = False
 ) -> Float[Tensor, "channel channel"]:
-    """P of `Guard`: what it leaves of a change in every direction of the inputs."""
-    values, vectors = torch.linalg.eigh(moment.double())
-    count = kept_count(values, share, eps=torch.finfo(moment.dtype).eps)
-    if soft:
-        weights = 1 / (1 + values.clamp(min=0) / values[len(values) - count])
-    else:
-        weights = (torch.arange(len(values)) < len(values) - count).to(values)
-    return (vectors * weights) @ vectors.t()
+    """P of `Guard`: what is left of a change in every direction of the inputs.
+
+    Each moment in turn is looked at through what the ones before it leave, and takes its share of the energy that is
+    left there: what sets a task apart is little beside what all questions have in common.
+    """
+    whole = torch.eye(len(moments[0]), dtype=torch.float64, device=moments[0].device)
+    free, weight = whole, torch.zeros_like(whole)
+    for moment in moments:
+        values, vectors = torch.linalg.eigh(free @ moment.double() @ free)
+        count = kept_count(values, share, eps=torch.finfo(moment.dtype).eps)
+        if soft:
+            weight += moment.double() / values[-count]
+            free = torch.linalg.inv(whole + weight)
+        else:
+            free = free - vectors[:, -count:] @ vectors[:, -count:].t()
+    return free
 
 
 def kept_count(energies: Float[Tensor, " direction"], share: float, *, eps: float) -> int:
@@ -142,8 +145,8 @@ def projected(change: Tensor, projector: Tensor | None) -> Tensor:
     return torch.zeros_like(change) if projector is None else change @ projector
 
 
-def _of(moment: Tensor, part: SlicePart, entry: Entry) -> Tensor:
-    """The moment over the input channels that an entry multiplies."""
+def _of(moment: Tensor, part: SlicePart) -> Tensor:
+    """The moment over the input channels that a part multiplies."""
     if part.columns is None:
         return moment
     index = part.columns.cpu()

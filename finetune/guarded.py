@@ -20,8 +20,6 @@ from .streams import sampled
 from .trainable import Matrices, trainable_slice
 from .training import train
 
-_KEY = "moment/"
-
 
 @dataclass(frozen=True)
 class GuardOptions:
@@ -72,7 +70,9 @@ def guarded(lesson: Lesson) -> Learned:
         with trainable_slice(subject, neurons, matrices=options.matrices) as trainable, ExitStack() as stack:
             guard = None
             if moments:
-                guard = Guard(trainable, parts_of(subject, neurons), moments, options.share, soft=options.soft)
+                guard = Guard(
+                    trainable, parts_of(subject, neurons), tuple(moments.values()), options.share, soft=options.soft
+                )
                 stack.enter_context(guard.gradients())
             history = train(
                 subject, rows, trainable, lesson.recipe, after_step=guard, progress=lesson.progress
@@ -82,19 +82,24 @@ def guarded(lesson: Lesson) -> Learned:
     delta = rebased(lesson, step)
     with delta.applied(subject):
         seen = input_moments(subject, _everywhere(lesson), rows, matrices=options.matrices)
-    moments = {path: moment + moments.get(path, 0) for path, moment in seen.items()}
-    return Learned(delta, trained, memory | {_KEY + path: moment for path, moment in moments.items()})
+    stream = moments.get("stream", {})
+    moments["stream"] = {path: moment + stream.get(path, 0) for path, moment in seen.items()}
+    kept = {f"{of}/{path}": moment for of, found in moments.items() for path, moment in found.items()}
+    return Learned(delta, trained, memory | kept)
 
 
-def _kept(lesson: Lesson) -> Moments:
-    """The second moments so far; before the first task those of the reference, where it is to be protected."""
+def _kept(lesson: Lesson) -> dict[str, Moments]:
+    """The second moments so far: those of the reference, where it is to be protected, and those of the stream's tasks."""
+    found: dict[str, Moments] = {}
     if lesson.before is not None:
-        memory = lesson.before.memory
-        return {key.removeprefix(_KEY): memory[key] for key in memory if key.startswith(_KEY)}
-    if not lesson.options.known or lesson.reference is None:
-        return {}
-    rows = encode_corpus(lesson.subject, sampled(lesson.reference, lesson.options.known))
-    return input_moments(lesson.subject, _everywhere(lesson), rows, matrices=lesson.options.matrices)
+        for key, moment in lesson.before.memory.items():
+            of, _, path = key.partition("/")
+            if of in ("known", "stream"):
+                found.setdefault(of, {})[path] = moment
+    elif lesson.options.known and lesson.reference is not None:
+        rows = encode_corpus(lesson.subject, sampled(lesson.reference, lesson.options.known))
+        found["known"] = input_moments(lesson.subject, _everywhere(lesson), rows, matrices=lesson.options.matrices)
+    return dict(sorted(found.items()))
 
 
 def _everywhere(lesson: Lesson) -> NeuronSet:
@@ -112,7 +117,7 @@ def _widened(lesson: Lesson) -> Lesson:
     everywhere = _everywhere(lesson)
     sizes: dict[str, int] = {"all": 0, "out": 0}
     for matrices in sizes:
-        for _, part in guarded_parts(lesson.subject, everywhere, matrices):
+        for part in guarded_parts(lesson.subject, everywhere, matrices):
             sizes[matrices] += sum(entry.tensor.numel() for entry in part.entries())
     where: Location = lesson.location
     top = where.top * sizes["all"] / sizes["out"]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import build, same_bits, state
-from neuropolis.attribution.encoding import collate, encode_corpus
+from neuropolis.attribution.encoding import encode_corpus
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.continual import continual
 from neuropolis.finetune.continual_state import load_learned, save_learned
 from neuropolis.finetune.errors import TuneError
-from neuropolis.finetune.guard import free_projector, input_moments, predicting, projected
+from neuropolis.finetune.guard import free_projector, input_moments, projected
 from neuropolis.finetune.guarded import GuardOptions
 from neuropolis.finetune.learners import LEARNERS, Learned, Lesson, options_of
 from neuropolis.finetune.location import Location
@@ -52,45 +52,45 @@ def test_projectors_by_hand() -> None:
     """Energies 9, 4 and 1 along three axes of four: 9/14 is 64 %, 13/14 is 93 %."""
     moment = torch.diag(torch.tensor([4.0, 0.0, 9.0, 1.0], dtype=WIDE))
     for share, free in {0.6: [1, 1, 0, 1], 0.9: [0, 1, 0, 1], 0.95: [0, 1, 0, 0], 1.0: [0, 1, 0, 0]}.items():
-        assert torch.allclose(free_projector(moment, share), torch.diag(torch.tensor(free, dtype=WIDE)))
+        assert torch.allclose(free_projector([moment], share), torch.diag(torch.tensor(free, dtype=WIDE)))
     soft = torch.tensor([1 / 2, 1, 1 / (1 + 9 / 4), 1 / (1 + 1 / 4)], dtype=WIDE)
-    assert torch.allclose(free_projector(moment, 0.9, soft=True), torch.diag(soft))
+    assert torch.allclose(free_projector([moment], 0.9, soft=True), torch.diag(soft))
+
+
+def test_a_later_moment_has_its_share_of_what_an_earlier_one_leaves() -> None:
+    """Of the second's 100 + 3 + 1 the first leaves 3 + 1, and 3 are 75 % of those."""
+    first, second = (torch.diag(torch.tensor(e, dtype=WIDE)) for e in ([9.0, 0.0, 0.5], [100.0, 3.0, 1.0]))
+    assert torch.allclose(free_projector([first, second], 0.7), torch.diag(torch.tensor([0.0, 0.0, 1.0], dtype=WIDE)))
+    assert torch.allclose(free_projector([second], 0.7), torch.diag(torch.tensor([0.0, 1.0, 1.0], dtype=WIDE)))
 
 
 def test_a_change_loses_what_kept_inputs_would_feel() -> None:
-    projector = free_projector(torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=WIDE), 1.0)
+    projector = free_projector([torch.ones(2, 2, dtype=WIDE)], 1.0)
     assert torch.allclose(
         projected(torch.tensor([[3.0, 1.0]], dtype=WIDE), projector), torch.tensor([[1.0, -1.0]], dtype=WIDE)
     )
     assert projected(torch.ones(3), None).tolist() == [0, 0, 0]
 
 
-def test_only_what_predicts_an_answer_is_kept_in_the_last_layer(corpus: Corpus) -> None:
+def test_inputs_count_by_what_the_answer_feels_of_them(corpus: Corpus) -> None:
     subject = build("llama")
     encoded = encode_corpus(subject, corpus)
     everything = NeuronSet("mlp", subject.fingerprint, torch.ones(2, 24, dtype=torch.bool))
     found = input_moments(subject, everything, encoded)
     for layer in (0, 1):
         path, total = f"model.layers.{layer}.mlp.down_proj", torch.zeros(24, 24)
-        seen: list[torch.Tensor] = []
-        handle = subject.model.get_submodule(path).register_forward_pre_hook(
-            lambda _, args, seen=seen: seen.append(args[0][0])
-        )
+        module, seen = subject.model.get_submodule(path), []
         for one in encoded:
-            with torch.no_grad():
-                subject.model(torch.tensor([one.ids[:-1]]))
-            x = seen.pop()[one.start - 1 if layer == 1 else 0 :]
-            total += x.t() @ x
-        handle.remove()
-        assert torch.allclose(found[path], total, rtol=1e-4, atol=1e-5)
-
-
-def test_predicting_tokens_stand_before_the_answers(corpus: Corpus) -> None:
-    encoded = encode_corpus(build("llama"), corpus)
-    for chosen in (encoded, encoded[-2:]):  # answers that end at different places, and at one
-        found = predicting(collate(chosen, range(len(chosen))))
-        for row, one in enumerate(chosen):
-            assert found[row].nonzero()[:, 0].tolist() == list(range(one.start - 1, len(one.ids) - 1))
+            handle = module.register_forward_hook(lambda _, args, output, seen=seen: seen.append((args[0][0], output)))
+            logits = subject.model(torch.tensor([one.ids[:-1]])).logits[0].log_softmax(dim=-1)
+            handle.remove()
+            loss = -sum(logits[place - 1, one.ids[place]] for place in range(one.start, len(one.ids)))
+            x, output = seen.pop()
+            weights = torch.autograd.grad(loss, output)[0][0].norm(dim=-1)
+            if layer == 1:
+                assert weights[: one.start - 1].tolist() == [0.0] * (one.start - 1)
+            total += torch.einsum("t,tn,tm->nm", weights / weights.sum(), x, x).detach()
+        assert torch.allclose(found[path], total, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("family", "matrices"), [("llama", "out"), ("gpt2", "out"), ("gpt2", "all"), ("phi3", "all")])
@@ -140,11 +140,11 @@ def test_moments_add_up_over_tasks_and_survive_a_file(corpus: Corpus, tmp_path: 
     subject = build("llama")
     first = learn(lesson(subject, corpus))
     second = learn(lesson(subject, corpus, 1, first))
-    key = "moment/model.layers.1.mlp.down_proj"
+    key = "stream/model.layers.1.mlp.down_proj"
     with second.delta.applied(subject):
         everything = NeuronSet("mlp", subject.fingerprint, torch.ones(2, 24, dtype=torch.bool)).layers([1])
         new = input_moments(subject, everything, encode_corpus(subject, corpus.only("borland", split="train")))
-    assert torch.allclose(second.memory[key], first.memory[key] + new[key.removeprefix("moment/")])
+    assert torch.allclose(second.memory[key], first.memory[key] + new[key.removeprefix("stream/")])
     save_learned(first, tmp_path / "first.safetensors")
     again = learn(lesson(subject, corpus, 1, load_learned(subject, tmp_path / "first.safetensors")))
     assert same_bits(dict(again.delta.values), dict(second.delta.values))
