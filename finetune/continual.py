@@ -17,7 +17,15 @@ from ..corpora.examples import Corpus
 from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
 from ..neurons.subject import Subject
-from . import ewc, full_methods, lora_methods, ncft, replay, weighted  # noqa: F401  (they register their methods)
+from . import (  # noqa: F401  (they register their methods)
+    ewc,
+    full_methods,
+    guarded,
+    lora_methods,
+    ncft,
+    replay,
+    weighted,
+)
 from .continual_result import Continual
 from .continual_state import Folder, Stage, open_state
 from .errors import TuneError
@@ -27,7 +35,7 @@ from .streams import Order, Task, in_order
 from .training import Progress, Recipe
 
 Accuracy = Callable[[Subject, Corpus], Tensor]
-METHODS = ("ncft", "w-ncft", "random", "full", "lora", "o-lora", "ewc", "replay", "per-task", "joint")
+METHODS = ("ncft", "w-ncft", "guarded", "random", "full", "lora", "o-lora", "ewc", "replay", "per-task", "joint")
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,10 +31,12 @@ def train(
     recipe: Recipe,
     *,
     penalty: Penalty | None = None,
+    after_step: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[float, ...]:
     """Move the masters; returns the answer loss of every step. See `fit`, which also keeps checkpoints."""
-    return tuple(fit(subject, encoded, trainable, recipe, penalty=penalty, progress=progress).history)
+    run = fit(subject, encoded, trainable, recipe, penalty=penalty, after_step=after_step, progress=progress)
+    return tuple(run.history)
 
 
 def fit(
@@ -45,12 +47,14 @@ def fit(
     *,
     held_out: Sequence[Encoded] = (),
     penalty: Penalty | None = None,
+    after_step: Callable[[], None] | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpointing | None = None,
 ) -> Run:
     """Move the masters by the recipe; afterwards they are those of the last step, or of the best one with `patience`.
 
-    `penalty` is added to each step's loss before its backward. Under `torchrun` or `accelerate launch` every process
+    `penalty` is added to each step's loss before its backward; `after_step` is called when the optimizer has moved the
+    masters, and may put them where they are allowed to be. Under `torchrun` or `accelerate launch` every process
     calls this with the same arguments and computes its share of each batch and of `held_out`.
 
     Raises TuneError when there is nothing to train on, when a loss or a gradient is not finite, and what
@@ -64,7 +68,7 @@ def fit(
         team.same(f"{checkpoint.about} {recipe} resume={checkpoint.resume}")
     elif team.size > 1:
         team.same(f"{_about(subject, trainable, encoded, held_out)} {recipe}")
-    loop = _Loop(subject, trainable, recipe, recipe.num_steps(len(encoded)), team, checkpoint)
+    loop = _Loop(subject, trainable, recipe, recipe.num_steps(len(encoded)), team, checkpoint, after_step)
     with loop.resumed():
         loop.run_through(encoded, held_out, penalty, progress)
     return loop.run
@@ -80,6 +84,7 @@ class _Loop:
     num_steps: int
     team: Team
     checkpoint: Checkpointing | None
+    after_step: Callable[[], None] | None = None
     run: Run = field(default_factory=Run)
     best: tuple[Tensor, ...] = ()
     kept: int | None = None  # the step that the checkpoint holds
@@ -116,6 +121,8 @@ class _Loop:
                 self.write(rng)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if self.after_step is not None:
+                self.after_step()
             run.step += 1
             if held_out and (run.step % every == 0 or run.step == self.num_steps):
                 self.evaluate(held_out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from .expert_products import TrainedExperts
 from .expert_slices import ExpertPart
 from .products import TrainedProjection, frozen_projections
 from .slices import Part, slice_entries, slice_parts
+
+Matrices = Literal["all", "out"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +50,10 @@ class Trainable:
 
 
 @contextmanager
-def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]:
+def trainable_slice(subject: Subject, neurons: NeuronSet, *, matrices: Matrices = "all") -> Iterator[Trainable]:
     """While the block runs, exactly the rows and columns of a set are trainable, as small parameters of their own.
+
+    `matrices="out"` takes the columns alone: what the neurons write, and not when they fire.
 
     Every touched projection multiplies with its full weight, into which the small parameter is written before; its
     backward is `dx = g W`, `dW[rows] = g[:, rows]^T x` and `dW[:, columns] = g^T x[:, columns]`, and nothing else. The
@@ -67,6 +72,12 @@ def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]
     parts = slice_parts(subject, neurons)
     if not parts:
         raise TuneError(f"the set has none of the {neurons.mask.numel()} {neurons.site} neurons; select some to tune")
+    if matrices == "out":
+        parts = tuple(part for part in parts if part.columns is not None)
+        if not parts:
+            raise TuneError(
+                f"neurons of site {neurons.site} have rows alone; matrices 'out' is for mlp, gate, up and attn"
+            )
     entries = slice_entries(parts)
     base = tuple(entry.read() for entry in entries)
     masters = tuple(nn.Parameter(_master(values)) for values in base)

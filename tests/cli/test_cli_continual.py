@@ -85,3 +85,12 @@ def test_the_two_studies_are_one_command_each(run: Run, tmp_path: Path) -> None:
     assert "group 'north' is trained on and tested" in run(
         "proportion", *common, "--test", "north", "--out", "q.h5", fails=True
     )
+
+
+def test_rates_are_searched_with_the_same_effort(run: Run) -> None:
+    options = ("--test-split", "train", "--rates", "ncft=1e-3,1e-2", "--rates", "full=1e-4,1e-3")
+    printed = run(*STREAM, *options)
+    assert printed.count("best") == 2
+    assert "next: the same without --rates, with --lr ncft=" in printed
+    assert "add --test-split dev" in run(*STREAM, *options[2:], fails=True)
+    assert "got ncft 2, full 1" in run(*STREAM, *options[:4], "--rates", "full=1e-4", fails=True)
