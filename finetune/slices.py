@@ -16,6 +16,7 @@ from ..neurons.sites import Tap, is_transposed
 from ..neurons.subject import Subject
 from .entries import Entry, check_writable
 from .expert_slices import ExpertPart, expert_parts
+from .quantised import QuantisedEntry, is_quantised
 
 Side = Literal["rows", "columns"]
 
@@ -49,14 +50,27 @@ class SlicePart:
         bias: Any = getattr(self.module, "bias", None)
         return None if bias is None or self.rows is None else bias.data
 
+    @property
+    def quantised(self) -> bool:
+        """Whether what the part learns stands beside the weight, which cannot hold it."""
+        return is_quantised(self.module)
+
     def entries(self) -> Iterator[Entry]:
         """The part's weight entries, then its bias entries where it has them."""
         if self.columns is not None:
-            yield Entry(f"{self.path}.columns", self.weight, 1, self.columns)
+            yield self._entry("columns", 1, self.columns)
             return
-        yield Entry(f"{self.path}.rows", self.weight, 0, self.rows)
+        assert self.rows is not None
+        yield self._entry("rows", 0, self.rows)
         if self.bias is not None:
             yield Entry(f"{self.path}.bias", self.bias, 0, self.rows)
+
+    def _entry(self, side: Side, dim: int, index: Tensor) -> Entry:
+        if not self.quantised:
+            return Entry(f"{self.path}.{side}", self.weight, dim, index)
+        shape = (self.module.out_features, self.module.in_features)
+        hollow = torch.empty(shape, dtype=torch.float32, device="meta")  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return QuantisedEntry(f"{self.path}.{side}", hollow, dim, index, module=self.module)
 
 
 Part = SlicePart | ExpertPart
@@ -73,8 +87,10 @@ def slice_parts(subject: Subject, neurons: NeuronSet) -> tuple[Part, ...]:
 
     Rows of a fused projection are merged into one part.
 
-    Raises SetError when the set is of another subject, SiteError when a projection is not there, is no plain linear map
-    in floating point, or is not in memory.
+    What a quantised projection (bitsandbytes, torchao) learns stands beside it, in float32 (see `quantised`).
+
+    Raises SetError when the set is of another subject, SiteError when a projection is not there, is no linear map, or is not
+    in memory.
     """
     neurons.check(subject)
     return parts_of(subject, neurons)
@@ -157,5 +173,6 @@ def _plain(tap: Tap) -> Any:
     weight: Any = tap.module.weight
     if not isinstance(tap.module, nn.Linear) and not is_transposed(tap.module):
         raise SiteError(f"{tap.path} is a {type(tap.module).__name__}; a slice needs a Linear or a Conv1D")
-    check_writable(weight, tap.path)
+    if not is_quantised(tap.module):
+        check_writable(weight, tap.path)
     return tap.module

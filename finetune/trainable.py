@@ -19,6 +19,7 @@ from .errors import TuneError
 from .expert_products import TrainedExperts
 from .expert_slices import ExpertPart
 from .products import TrainedProjection, frozen_projections
+from .quantised import TrainedBeside
 from .slices import Part, slice_entries, slice_parts
 
 Matrices = Literal["all", "out"]
@@ -123,12 +124,14 @@ def trainable_full(subject: Subject) -> Iterator[Trainable]:
 
 def _trained(
     parts: Sequence[Part], masters: Mapping[str, nn.Parameter]
-) -> Iterator[TrainedProjection | TrainedExperts]:
+) -> Iterator[TrainedProjection | TrainedExperts | TrainedBeside]:
     """A forward for every module that has parts; the two of a module of experts share one."""
     experts: dict[nn.Module, list[ExpertPart]] = {}
     for part in parts:
         if isinstance(part, ExpertPart):
             experts.setdefault(part.module, []).append(part)
+        elif part.quantised:
+            yield TrainedBeside(part.module, _held([part], masters))
         else:
             yield TrainedProjection(part, _held([part], masters))
     for together in experts.values():

@@ -215,6 +215,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def projection_widths(module: nn.Module, path: str) -> tuple[int, int]:
     """(input channels, output channels) of a Linear or a Conv1D (whose weight stands transposed)."""
     weight = module.weight
+    if isinstance(module, nn.Linear):  # a quantised weight may be packed
+        return module.in_features, module.out_features
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise SiteError(f"{path} is a {type(module).__name__} without a two-dimensional weight")
     rows, columns = weight.shape

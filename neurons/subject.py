@@ -254,6 +254,10 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(json.dumps([name, list(parameter.shape)]).encode())
         if values is None:
             continue
+        if type(values.data) is not torch.Tensor and hasattr(
+            values, "dequantize"
+        ):  # torchao's have no bits of their own
+            values = values.dequantize()
         bits = values.detach().to(torch.bfloat16).view(torch.int16)
         for dim in range(bits.dim()):
             others = [other for other in range(bits.dim()) if other != dim]
