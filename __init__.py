@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from .analysis.choices import answer_correct as answer_correct
     from .analysis.choices import choice_losses as choice_losses
     from .analysis.effects import Effects as Effects
+    from .analysis.evaluation import Evaluation as Evaluation
+    from .analysis.evaluation import HarnessError as HarnessError
+    from .analysis.harness import as_lm as as_lm
+    from .analysis.harness import evaluate as evaluate
+    from .analysis.harness_tasks import harness_task as harness_task
+    from .analysis.many_sets import choice_losses_off as choice_losses_off
     from .analysis.overlap import Overlap as Overlap
     from .analysis.overlap import overlap as overlap
     from .analysis.similarity import Similarity as Similarity
@@ -102,8 +108,10 @@ _HOME = {
     "Delta": "finetune.delta",
     "DeltaError": "finetune.errors",
     "Effects": "analysis.effects",
+    "Evaluation": "analysis.evaluation",
     "Example": "corpora.examples",
     "Fidelity": "attribution.fidelity_result",
+    "HarnessError": "analysis.evaluation",
     "Importance": "attribution.importance",
     "LayerChange": "attribution.layer_change",
     "Located": "attribution.located",
@@ -129,17 +137,21 @@ _HOME = {
     "TuneError": "finetune.errors",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",
+    "as_lm": "analysis.harness",
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
+    "choice_losses_off": "analysis.many_sets",
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
+    "evaluate": "analysis.harness",
     "evaluated": "attribution.exact",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
     "fidelity": "attribution.fidelity",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
+    "harness_task": "analysis.harness_tasks",
     "in_common": "attribution.selection",
     "intervene": "neurons.interventions",
     "landermt": "finetune.landermt",

@@ -20,6 +20,7 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, tokenizer_fingerprint
 from .effects import Effects
+from .evaluation import Evaluation
 from .overlap import Overlap
 from .similarity import Similarity
 
@@ -28,7 +29,7 @@ MADE_BY = {
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "importance": "neuropolis locate --preset fuxitranyu",
     "fidelity": "neuropolis fidelity", "stability": "neuropolis stability",
-    "continual": "neuropolis continual", "sweep": "neuropolis proportion",
+    "continual": "neuropolis continual", "sweep": "neuropolis proportion", "evaluation": "neuropolis evaluate",
 }  # fmt: skip
 
 
@@ -107,6 +108,11 @@ class Study:
     def stability(self) -> Stability:
         """How far a selection moves when one thing about it is changed."""
         return self.get("stability")
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What lm-evaluation-harness measured, intact and under each condition."""
+        return self.get("evaluation")
 
     @property
     def continual(self) -> Continual:

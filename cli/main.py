@@ -10,7 +10,21 @@ from typing import Any
 
 import typer
 
-from . import ablate, compare, continual, demo, fidelity, info, locate, report, select, stability, sweeps, tune
+from . import (
+    ablate,
+    compare,
+    continual,
+    demo,
+    evaluate,
+    fidelity,
+    info,
+    locate,
+    report,
+    select,
+    stability,
+    sweeps,
+    tune,
+)
 from .console import fail, stopped
 
 app = typer.Typer(
@@ -20,7 +34,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (demo, locate, fidelity, stability, select, ablate, tune, continual, sweeps, compare, report, info):
+for verb in (
+    demo,
+    locate,
+    fidelity,
+    stability,
+    select,
+    ablate,
+    evaluate,
+    tune,
+    continual,
+    sweeps,
+    compare,
+    report,
+    info,
+):
     verb.add(app)
 
 
