@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from .analysis.choices import choice_losses as choice_losses
     from .analysis.curves import Curve as Curve
     from .analysis.effects import Effects as Effects
+    from .analysis.evaluation import Evaluation as Evaluation
+    from .analysis.evaluation import HarnessError as HarnessError
+    from .analysis.harness import as_lm as as_lm
+    from .analysis.harness import evaluate as evaluate
+    from .analysis.harness_tasks import harness_task as harness_task
+    from .analysis.many_sets import choice_losses_off as choice_losses_off
     from .analysis.metrics import Metric as Metric
     from .analysis.movement import Movement as Movement
     from .analysis.movement import movement as movement
@@ -128,8 +134,10 @@ _HOME = {
     "Delta": "finetune.delta",
     "DeltaError": "finetune.errors",
     "Effects": "analysis.effects",
+    "Evaluation": "analysis.evaluation",
     "Example": "corpora.examples",
     "Fidelity": "attribution.fidelity_result",
+    "HarnessError": "analysis.evaluation",
     "Importance": "attribution.importance",
     "LayerChange": "attribution.layer_change",
     "Located": "attribution.located",
@@ -163,19 +171,23 @@ _HOME = {
     "TuneError": "finetune.errors",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",
+    "as_lm": "analysis.harness",
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
+    "choice_losses_off": "analysis.many_sets",
     "combine": "analysis.overlap",
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
     "dose_response": "analysis.along",
+    "evaluate": "analysis.harness",
     "evaluated": "attribution.exact",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
     "fidelity": "attribution.fidelity",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
+    "harness_task": "analysis.harness_tasks",
     "in_common": "attribution.selection",
     "intervene": "neurons.interventions",
     "landermt": "finetune.landermt",

@@ -22,6 +22,7 @@ from ..neurons.subject import Subject, tokenizer_fingerprint
 from . import cards, movement, ranks, redundancy, representations, transfer, trees  # noqa: F401  (records, likewise)
 from .curves import Curve
 from .effects import Effects
+from .evaluation import Evaluation
 from .overlap import Overlap
 from .similarity import Similarity
 
@@ -35,6 +36,7 @@ MADE_BY = {
     "ranks": "neuropolis overlap", "tree": "neuropolis overlap", "mantel": "neuropolis overlap --distances FILE",
     "movement": "neuropolis similarity --after MODEL", "transfer": "neuropolis similarity --gains STUDY",
     "representations": "neuropolis represent", "redundancy": "neuropolis redundancy", "cards": "neuropolis neuron",
+    "evaluation": "neuropolis evaluate",
 }  # fmt: skip
 
 
@@ -123,6 +125,11 @@ class Study:
     def stability(self) -> Stability:
         """How far a selection moves when one thing about it is changed."""
         return self.get("stability")
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What lm-evaluation-harness measured, intact and under each condition."""
+        return self.get("evaluation")
 
     @property
     def continual(self) -> Continual:

@@ -16,6 +16,7 @@ from . import (
     continual,
     curves,
     demo,
+    evaluate,
     fidelity,
     info,
     locate,
@@ -40,8 +41,8 @@ app = typer.Typer(
     add_completion=False,
 )
 for verb in (
-    demo, locate, fidelity, stability, select, ablate, curves, tune, continual, sweeps, compare, overlap, similarity, represent,
-    redundancy, neuron, report, info,
+    demo, locate, fidelity, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap, similarity,
+    represent, redundancy, neuron, report, info,
 ):  # fmt: skip
     verb.add(app)
 
