@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .analysis.ablate import ablate as ablate
     from .analysis.choices import answer_correct as answer_correct
     from .analysis.choices import choice_losses as choice_losses
+    from .analysis.comparison import Comparison as Comparison
+    from .analysis.comparison import compare_studies as compare_studies
     from .analysis.effects import Effects as Effects
     from .analysis.overlap import Overlap as Overlap
     from .analysis.overlap import overlap as overlap
@@ -54,7 +56,9 @@ if TYPE_CHECKING:
     from .corpora.o_lora import read_o_lora as read_o_lora
     from .corpora.translations import language_pairs as language_pairs
     from .corpora.translations import parallel_corpus as parallel_corpus
+    from .figures.comparison import compare_page as compare_page
     from .figures.report import report as report
+    from .figures.report import save_figures as save_figures
     from .finetune.algebra import stack_deltas as stack_deltas
     from .finetune.compare_translation import TranslationTable as TranslationTable
     from .finetune.compare_translation import compare_translation as compare_translation
@@ -96,6 +100,7 @@ _HOME = {
     "AtlasError": "neurons.errors",
     "Checkpoint": "attribution.resume",
     "CheckpointError": "attribution.resume",
+    "Comparison": "analysis.comparison",
     "Continual": "finetune.continual_result",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
@@ -131,6 +136,8 @@ _HOME = {
     "answer_correct": "analysis.choices",
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
+    "compare_page": "figures.comparison",
+    "compare_studies": "analysis.comparison",
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
@@ -164,6 +171,7 @@ _HOME = {
     "relevant_layers": "attribution.layer_change",
     "report": "figures.report",
     "save": "analysis.study",
+    "save_figures": "figures.report",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
     "stability": "attribution.stability",
