@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .analysis.cards import neuron_cards as neuron_cards
     from .analysis.choices import answer_correct as answer_correct
     from .analysis.choices import choice_losses as choice_losses
+    from .analysis.comparison import Comparison as Comparison
+    from .analysis.comparison import compare_studies as compare_studies
     from .analysis.curves import Curve as Curve
     from .analysis.effects import Effects as Effects
     from .analysis.evaluation import Evaluation as Evaluation
@@ -84,7 +86,9 @@ if TYPE_CHECKING:
     from .corpora.o_lora import read_o_lora as read_o_lora
     from .corpora.translations import language_pairs as language_pairs
     from .corpora.translations import parallel_corpus as parallel_corpus
+    from .figures.comparison import compare_page as compare_page
     from .figures.report import report as report
+    from .figures.report import save_figures as save_figures
     from .finetune.algebra import stack_deltas as stack_deltas
     from .finetune.compare_translation import TranslationTable as TranslationTable
     from .finetune.compare_translation import compare_translation as compare_translation
@@ -127,6 +131,7 @@ _HOME = {
     "Cards": "analysis.cards",
     "Checkpoint": "attribution.resume",
     "CheckpointError": "attribution.resume",
+    "Comparison": "analysis.comparison",
     "Continual": "finetune.continual_result",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
@@ -176,6 +181,8 @@ _HOME = {
     "choice_losses": "analysis.choices",
     "choice_losses_off": "analysis.many_sets",
     "combine": "analysis.overlap",
+    "compare_page": "figures.comparison",
+    "compare_studies": "analysis.comparison",
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
@@ -222,6 +229,7 @@ _HOME = {
     "report": "figures.report",
     "representations": "analysis.representations",
     "save": "analysis.study",
+    "save_figures": "figures.report",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
     "stability": "attribution.stability",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,26 @@ class Study:
 
         Raises AtlasError that says what there is, or which command makes it.
         """
+        name = self._named(kind, name)
+        if (kind, name) not in self._read:
+            with Atlas(self.path, verify=False) as atlas:
+                self._read[kind, name] = decode(atlas.record(kind, name))
+        return self._read[kind, name]
+
+    @contextmanager
+    def lazily(self, kind: str, name: str | None = None) -> Iterator[Record]:
+        """One record whose arrays are read when they are indexed (`record.arrays["values"][group]`), inside the block.
+
+        For artefacts that are larger than memory should hold. Raises what `get` raises.
+        """
+        name = self._named(kind, name)
+        if (kind, name) in self._read:
+            yield self._read[kind, name].to_record(name)
+            return
+        with Atlas(self.path, verify=False) as atlas:
+            yield atlas.lazily(kind, name)
+
+    def _named(self, kind: str, name: str | None) -> str:
         names = self.names(kind)
         if not names:
             made = f"; make it with '{MADE_BY[kind]}'" if kind in MADE_BY else ""
@@ -75,10 +96,7 @@ class Study:
         if name is None or name not in names:
             asked = "several" if name is None else f"no {name!r} among its"
             raise AtlasError(f"{self.path} has {asked} records of kind {kind}: {', '.join(names)}; name one of them")
-        if (kind, name) not in self._read:
-            with Atlas(self.path, verify=False) as atlas:
-                self._read[kind, name] = decode(atlas.record(kind, name))
-        return self._read[kind, name]
+        return name
 
     @property
     def scores(self) -> Scores:
