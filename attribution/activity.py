@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..neurons.errors import SiteError
+from ..neurons.offload import kept_elsewhere
 from ..neurons.sites import Site, is_transposed, projection_widths
 from .engine import Job
 from .methods import register_method
@@ -55,7 +56,7 @@ def weight_norms(site: Site) -> Float[Tensor, "layer neuron"]:
     """Euclidean norm of the weights that go with each neuron.
 
     For sites on the input side of a projection (`mlp`, `attn`) its outgoing weights: the column of that projection that
-    reads it. For sites on an output side the row that computes it. Raises SiteError where the weights are not in memory.
+    reads it. For sites on an output side the row that computes it. Raises SiteError where the weights are kept nowhere.
     """
     norms = []
     for tap in site.taps:
@@ -63,7 +64,11 @@ def weight_norms(site: Site) -> Float[Tensor, "layer neuron"]:
         weight = tap.module.weight
         assert isinstance(weight, Tensor)
         if weight.is_meta:
-            raise SiteError(f"{tap.path}: its weights are offloaded, their norms cannot be taken; load them in memory")
+            weight = kept_elsewhere(tap.module, "weight")
+        if weight is None:
+            raise SiteError(
+                f"{tap.path}: its weights are kept nowhere, their norms cannot be taken; load them in memory"
+            )
         outputs = 1 if is_transposed(tap.module) else 0
         reduced = outputs if tap.side == "in" else 1 - outputs
         norm = torch.linalg.vector_norm(

@@ -194,6 +194,10 @@ def stability(
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown or not axes:
         raise SetError(f"unknown axis {(unknown or ['(none)'])[0]!r}; axes are {', '.join(AXES)}")
+    if "dtype" in axes and subject.offloaded:
+        raise SetError(
+            f"axis 'dtype' takes a copy of the model in memory, and {subject.name} is offloaded; leave the axis out"
+        )
     chosen: dict[str, Any] = {"contrast": contrast, "by": by}
     scores = attribute(subject, corpus, keep_rows="items" in axes, **settings)
     if not isinstance(scores, Scores):
