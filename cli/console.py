@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Hub id, local folder, or bundled:polis.", metavar="MODEL")]
 StudyFile = Annotated[Path, typer.Argument(help="Atlas (.h5) of the study.", metavar="STUDY")]
-DATA_HELP = "Corpus: a .jsonl file, bundled:polis, bundled:polis-new or bundled:polis-tasks."
+DATA_HELP = (
+    "Corpus: a .jsonl file, bundled:polis, bundled:polis-new, bundled:polis-tasks or bundled:polis-new-translations."
+)
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 By = Annotated[str | None, typer.Option("--by", help="Group by this tag (language, task, ...) instead of by group.")]
 Split = Annotated[
