@@ -150,9 +150,9 @@ def show_similarity(alike: Similarity) -> None:
 
     count = len(alike.groups)
     upper = torch.triu(torch.ones(count, count, dtype=torch.bool), diagonal=1)
-    say(
-        "parameter similarity by layer (cosine of mean parameters, mean over pairs): all, without shared neurons, chance"
-    )
+    align = alike.origin.get("align", "mean")
+    measure = "cosine of mean parameters" if align == "mean" else f"cosine of parameters, align {align}"
+    say(f"parameter similarity by layer ({measure}, mean over pairs): all, without shared neurons, chance")
 
     def mean(values: torch.Tensor) -> list[str]:
         picked = values[upper]

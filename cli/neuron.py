@@ -64,11 +64,11 @@ def neuron(
         fail("give one neuron, such as mlp:3:17, or the sets to make cards of (--group japan, --group all)")
     opened = load(study)
     chosen = [parse_neuron(name)] if name is not None else _top(opened, list(group or ()), count)
-    source = data or _source(opened)
+    source, tag = (data, by) if data else _scored_corpus(opened)
     subject = open_model(model or str(opened.subject.get("name", "")), device=device, offload=offload, memory=memory)
     opened.check(subject)
     cards = neuron_cards(
-        subject, open_corpus(source, by=by), chosen, scores=_scores(opened, chosen[0][0]), tokens=tokens, examples=examples,
+        subject, open_corpus(source, by=by or tag), chosen, scores=_scores(opened, chosen[0][0]), tokens=tokens, examples=examples,
         neighbours=neighbours, split=chosen_split(split),
     )  # fmt: skip
     for card in range(len(cards) if name is not None else 0):
@@ -79,12 +79,14 @@ def neuron(
     wrote(study, then=f"neuropolis report {study} --out report.html")
 
 
-def _source(study: Study) -> str:
-    """The corpus that was scored, where it is a bundled one."""
+def _scored_corpus(study: Study) -> tuple[str, str | None]:
+    """The bundled corpus that was scored, told by its name, and the tag that it was grouped by."""
+    from ..corpora.loading import BUNDLED, PREFIX
+
     for name in study.names("scores"):
-        source = str(study.get("scores", name).origin.get("corpus", ""))
-        if source.startswith("bundled:"):
-            return source.split(" ")[0]
+        source, _, tag = str(study.get("scores", name).origin.get("corpus", "")).partition(" by ")
+        if source in BUNDLED:
+            return PREFIX + source, tag or None
     return fail("the study does not name a bundled corpus; say with --data which texts to look at")
 
 

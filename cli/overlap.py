@@ -93,9 +93,9 @@ def _pairs(given: list[str] | None, option: str, form: str) -> dict[str, str]:
 
 def show_tree(found: Tree) -> None:
     """The leaves in order, and the joins."""
-    leaves = [found.groups[place] for place in found.order.tolist()]
-    say(f"tree by {found.origin['index']}, {found.origin['linkage']} linkage (it keeps {found.cophenetic:.2f} of the table): "
-        f"{', '.join(leaves)}")  # fmt: skip
+    leaves = ", ".join(found.groups[place] for place in found.order.tolist())
+    kept = "" if found.cophenetic != found.cophenetic else f", cophenetic correlation {found.cophenetic:.2f}"
+    say(f"tree by {found.origin['index']} ({found.origin['linkage']} linkage{kept}): {leaves}")
     named = dict(enumerate(found.groups))
     for step, (first, second, height, _) in enumerate(found.linkage.tolist()):
         named[len(found.groups) + step] = f"({named[int(first)]} {named[int(second)]})"
