@@ -29,10 +29,10 @@ class GuardOptions:
     fires does not change then, and the inputs that the guard protects stay what they were. "all" trains whole slices.
     `neurons` "random" draws as many in each layer. `known` rows of every group of the
     reference (0: none) are protected from the first task on. `layers` are those whose neurons are trained; None: the
-    location's.
+    location's. Sets may share neurons whatever the location says, since it is the guard that keeps them.
     """
 
-    share: float = 0.99
+    share: float = 0.9
     soft: bool = False
     matrices: Matrices = "out"
     neurons: Literal["located", "random"] = "located"
@@ -49,18 +49,19 @@ class GuardOptions:
             raise TuneError(f"known must be 0 or more, got {self.known}")
 
 
-@learner("guarded", lr=1e-3, options=GuardOptions)
+@learner("guarded", lr=3e-3, options=GuardOptions)
 def guarded(lesson: Lesson) -> Learned:
-    """NCFT whose every step is projected away from the inputs of earlier tasks.
+    """NCFT whose every step is projected away from the inputs that earlier tasks' answers are read from.
 
-    W_n = W_{n-1} + D with D X_k^T = 0 for the inputs X_k of the slice's projections on task k's rows, k < n, up to the
-    share of their energy that is left out (gradient projection memory: Saha, Garg and Roy 2021, arXiv 2103.09762; there
-    for whole layers and SGD). Of earlier tasks the second moments X^T X are kept, and no rows.
+    W_n = W_{n-1} + D with D U = 0, where U spans the inputs of the slice's projections on the rows of tasks 1..n-1, up
+    to the share of their energy that is left out (gradient projection memory: Saha, Garg and Roy 2021, arXiv 2103.09762;
+    there whole layers, tokens of one weight and SGD). Of earlier tasks the weighed second moments of `input_moments` are
+    kept, two [in, in] matrices a projection whatever their number, and no rows.
     """
     options: GuardOptions = lesson.options
     subject = lesson.subject
-    if options.layers is not None:
-        lesson = replace(lesson, location=replace(lesson.location, layers=options.layers))
+    where = replace(lesson.location, layers=options.layers or lesson.location.layers, apart=False)
+    lesson = replace(lesson, location=where)
     neurons, memory = locate(_widened(lesson))
     if options.neurons == "random":
         neurons = NeuronSet.random(neurons, seed=lesson.recipe.seed)

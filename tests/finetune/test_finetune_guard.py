@@ -16,7 +16,7 @@ from neuropolis.finetune.continual_state import load_learned, save_learned
 from neuropolis.finetune.errors import TuneError
 from neuropolis.finetune.guard import free_projector, input_moments, projected
 from neuropolis.finetune.guarded import GuardOptions
-from neuropolis.finetune.learners import LEARNERS, Learned, Lesson, options_of
+from neuropolis.finetune.learners import LEARNERS, Learned, Lesson, entries_now, options_of
 from neuropolis.finetune.location import Location
 from neuropolis.finetune.streams import tasks_of
 from neuropolis.finetune.training import Recipe
@@ -112,6 +112,11 @@ def test_whole_energy_leaves_earlier_answers_where_they_are(corpus: Corpus, fami
     moved = {name for name in changed if not torch.equal(changed[name], unmoved[name])}
     assert moved
     assert all(".1." in name for name in moved)
+    neurons = second.delta.neurons
+    assert neurons is not None
+    outside = entries_now(subject, ~neurons)
+    with second.delta.applied(subject):
+        assert same_bits(entries_now(subject, ~neurons), outside)
     if matrices == "out":
         assert moved == {next(name for name in moved if "down_proj.weight" in name or "c_proj.weight" in name)}
 
