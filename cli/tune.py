@@ -91,6 +91,8 @@ def tune(
     for folder, what in ((export, "the checkpoint"), (peft, "the adapter")):
         if folder is not None:
             folder_for(folder, what)
+    if peft is not None and neurons.site == "expert":
+        fail("PEFT has no form for single units of experts; leave --peft out, --export writes a plain checkpoint")
     training: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": seed,
         "accumulate": accumulate, "precision": precision,
