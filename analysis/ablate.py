@@ -80,9 +80,7 @@ def ablate(
         factor=factor, reference=reference, on=on, seed=seed,
     )  # fmt: skip
     drawing = Drawing(match, seed, sizes_to_match(subject, corpus, chosen, match=match, scores=scores))
-    drawn = {
-        name: [drawing.control(chosen, name=name, repeat=repeat) for repeat in range(controls)] for name in chosen
-    }
+    drawn = {name: [drawing.control(chosen, name=name, repeat=repeat) for repeat in range(controls)] for name in chosen}
     total, done = 1 + len(chosen) * (1 + controls), 0
 
     def values(neurons: Parts | None) -> Tensor:
@@ -100,7 +98,7 @@ def ablate(
         for name in chosen
     ])  # fmt: skip
     origin = {
-        "split": "test" if split == "auto" and corpus.splits else split if split != "auto" else None,
+        "split": split_of(corpus, split),
         "controls": controls, "match": match,
         "closeness": {name: _mean([drawing.closeness(chosen[name], c) for c in drawn[name]]) for name in chosen},
         "expect": expect or ("better" if kind == "keep" else "worse"),
@@ -178,10 +176,15 @@ class Bench:
             return found
         return replace(
             found,
-            twins=replace(
-                found, base=base[count:], ablated=ablated[:, count:], controls=controls[:, :, count:]
-            ),
+            twins=replace(found, base=base[count:], ablated=ablated[:, count:], controls=controls[:, :, count:]),
         )
+
+
+def split_of(corpus: Corpus, split: str | None) -> str | None:
+    """Which split "auto" stands for."""
+    if split != "auto":
+        return split
+    return "test" if corpus.splits else None
 
 
 def parts_of(subject: Subject, sets: Sets) -> dict[str, Parts]:
@@ -206,7 +209,9 @@ def joined(sets: Mapping[str, NeuronSet]) -> dict[str, list[NeuronSet]]:
     for name in sets.keys() & found.keys():
         if len(found[name]) > 1:
             others = ", ".join(f"{name}/{one.site}" for one in found[name] if one is not sets[name])
-            raise SetError(f"{name!r} is a set by itself, beside {others}: expected one or the other; name the sets to take")
+            raise SetError(
+                f"{name!r} is a set by itself, beside {others}: expected one or the other; name the sets to take"
+            )
     return found
 
 

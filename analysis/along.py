@@ -18,7 +18,7 @@ from ..neurons.interventions import Kind, References, intervene
 from ..neurons.positions import On
 from ..neurons.scores import Scores
 from ..neurons.subject import Subject
-from .ablate import Bench, Progress, Sets, parts_of, sizes_to_match
+from .ablate import Bench, Progress, Sets, parts_of, sizes_to_match, split_of
 from .controls import Drawing, Match, Parts
 from .curves import Axis, Curve
 from .metrics import Asking, Losses, Metric, metric_named
@@ -80,7 +80,7 @@ def layer_sweep(
     if found is None:
         found = _one_by_one(bench, base, jobs, progress)
     sized = {name: [tuple(p.layers([layer]) for p in parts) for layer in steps] for name, parts in chosen.items()}
-    origin = {"controls": controls, "match": match, "split": split, "reused": reused}
+    origin = {"controls": controls, "match": match, "split": split_of(corpus, split), "reused": reused}
     return _curve(bench, "layer", steps, sized, base, found, controls, origin, owners)
 
 
@@ -115,7 +115,9 @@ def dose_response(
     Raises SetError when doses do not ascend or do not lie between 0 and 1, and what `ablate` raises.
     """
     if not doses or list(doses) != sorted(set(doses)) or not 0 < doses[0] <= doses[-1] <= 1:
-        raise SetError(f"doses are {list(doses)}; expected ascending shares above 0 and at most 1, such as 0.001, 0.01, 0.1")
+        raise SetError(
+            f"doses are {list(doses)}; expected ascending shares above 0 and at most 1, such as 0.001, 0.01, 0.1"
+        )
     names = list(groups or scores.groups)
     for name in names:
         scores.index(name)
@@ -140,7 +142,7 @@ def dose_response(
     base = bench.values(None)
     found = _one_by_one(bench, base, jobs, progress)
     origin = {
-        "controls": controls, "match": match, "split": split, "contrast": contrast, "by": by,
+        "controls": controls, "match": match, "split": split_of(corpus, split), "contrast": contrast, "by": by,
         "method": scores.method, "objective": scores.objective, "expect": "better" if kind == "keep" else "worse",
     }  # fmt: skip
     return _curve(bench, "dose", [float(dose) for dose in doses], sized, base, found, controls, origin, None)
@@ -221,7 +223,11 @@ def _curve(
 ) -> Curve:
     """A curve from the values of every set, step and (first the set itself, then) control [job, question]."""
     table = found.reshape(len(sized) * len(steps), 1 + controls, len(base))
-    flat = {f"{name} {axis} {step:g}": parts for name, each in sized.items() for step, parts in zip(steps, each, strict=True)}
+    flat = {
+        f"{name} {axis} {step:g}": parts
+        for name, each in sized.items()
+        for step, parts in zip(steps, each, strict=True)
+    }
     whose = {key: (owners or {}).get(name, name) for name in sized for key in (f"{name} {axis} {s:g}" for s in steps)}
     effects = bench.effects(flat, base, table[:, 0], table[:, 1:], {"axis": axis, **origin}, whose)
     return Curve(axis, tuple(sized), tuple(steps), effects)

@@ -78,7 +78,9 @@ class Curve:
     def averaged(self, *, seed: int = 0) -> dict[str, Float[Tensor, " step"]]:
         """Means over the sets of `own`, without intervals: what a figure of many sets shows first."""
         own = self.own(seed=seed)
-        return {key: values.nanmean(dim=0) for key, values in own.items() if key in ("effect", "others", "control", "twin")}
+        return {
+            key: values.nanmean(dim=0) for key, values in own.items() if key in ("effect", "others", "control", "twin")
+        }
 
     def summary(self) -> list[dict[str, Any]]:
         """One row per set and step."""

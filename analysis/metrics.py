@@ -109,7 +109,9 @@ def losses(
 ) -> Losses:
     """Losses of the answers, or with `whole` of all tokens of prompt and answer but the first."""
     if whole and asking.on != "both":
-        raise SetError("a metric of all tokens scores the prompt too: it goes with on='both' alone; measure 'loss' instead")
+        raise SetError(
+            "a metric of all tokens scores the prompt too: it goes with on='both' alone; measure 'loss' instead"
+        )
     encoded = encode_corpus(subject, corpus)
     if whole:
         encoded = [replace(one, start=1) for one in encoded]
@@ -135,7 +137,9 @@ def generation(
     return measure
 
 
-def _scored(make: Callable[[], Callable[[str, str], float]]) -> Callable[[Subject, Corpus, Asking], Callable[[], Values]]:
+def _scored(
+    make: Callable[[], Callable[[str, str], float]],
+) -> Callable[[Subject, Corpus, Asking], Callable[[], Values]]:
     """A generation metric whose library is looked for before anything is run."""
 
     def prepare(subject: Subject, corpus: Corpus, asking: Asking) -> Callable[[], Values]:

@@ -12,6 +12,7 @@ from .console import fail, open_corpus, say
 if TYPE_CHECKING:
     from ..analysis.effects import Effects
     from ..analysis.study import Study
+    from ..corpora.examples import Corpus
     from ..neurons.interventions import Reference
     from ..neurons.scores import Scores
     from ..neurons.sets import NeuronSet
@@ -32,11 +33,13 @@ ReferenceData = Annotated[
     str | None, typer.Option("--reference", help="Corpus that mean, resample and noise draw from; --data by default.")
 ]
 ReferenceGroup = Annotated[
-    str | None, typer.Option("--reference-group", help="Of the reference only this group: another culture's activations.")
+    str | None,
+    typer.Option("--reference-group", help="Of the reference only this group: another culture's activations."),
 ]
 OnWhat = Annotated[str, typer.Option("--on", help="Where: both, prompt (its tokens) or answer.")]
 MatchBy = Annotated[
-    str, typer.Option("--match", help="Controls: layer (random), activation, score (of like size), groups (others' sets).")
+    str,
+    typer.Option("--match", help="Controls: layer (random), activation, score (of like size), groups (others' sets)."),
 ]
 Twins = Annotated[
     bool, typer.Option("--twins/--no-twins", help="Ask the knowledge-free control twins too, as a negative control.")
@@ -44,18 +47,25 @@ Twins = Annotated[
 Groups = Annotated[list[str] | None, typer.Option("--group", help="Only the sets of these groups (repeat the option).")]
 
 
-def references(subject: Subject, data: str, kind: str, source: str | None, group: str | None, sites: Sequence[str]) -> Any:
-    """What mean, resample, noise and keep draw from, by site; None where the kind needs none."""
+def references(
+    subject: Subject, corpus: Corpus, kind: str, *, source: str | None, group: str | None, sites: Sequence[str]
+) -> Any:
+    """What mean, resample, noise and keep draw from, by site; None where the kind needs none.
+
+    `source` is the corpus that was named for it, else it is a group of the corpus that is asked.
+    """
     from ..attribution.activations import reference
     from ..neurons.interventions import REFERRING
 
     if kind not in REFERRING and source is None and group is None:
         return None
     if kind in ("zero", "scale"):
-        fail(f"--kind {kind} draws from no reference; leave --reference out, or give --kind mean, resample, noise or keep")
+        fail(
+            f"--kind {kind} draws from no reference; leave --reference out, or give --kind mean, resample, noise or keep"
+        )
     if kind in REFERRING and source is None and group is None:
         fail(f"--kind {kind} needs a reference: --reference FILE.jsonl, or --reference-group NAME of --data")
-    corpus = open_corpus(source or data)
+    corpus = corpus if source is None else open_corpus(source)
     corpus = corpus if group is None else corpus.only(group)
     found: dict[str, Reference] = {site: reference(subject, corpus, site=site) for site in sites}
     return found

@@ -101,7 +101,11 @@ def _draw(axes: Axes, places: np.ndarray, own: dict[str, np.ndarray]) -> None:
         axes.plot(places, own["others"], color=INK, linestyle=":", linewidth=1.2, label="other groups, mean")
     if "twin" in own:
         axes.fill_between(places, own["twin_low"], own["twin_high"], color=second, alpha=0.15, linewidth=0)
-        axes.plot(places, own["twin"], color=second, marker="s", linestyle="-.", linewidth=1.2, label="own group's twins")
-    axes.fill_between(places, own["low"], own["high"], color=first, alpha=0.2, linewidth=0, label="own group, 95 % interval")
+        axes.plot(
+            places, own["twin"], color=second, marker="s", linestyle="-.", linewidth=1.2, label="own group's twins"
+        )
+    axes.fill_between(
+        places, own["low"], own["high"], color=first, alpha=0.2, linewidth=0, label="own group, 95 % interval"
+    )
     axes.plot(places, own["effect"], color=first, marker="o", label="own group")
     axes.grid(True, axis="y", color=GRID, linewidth=0.6)

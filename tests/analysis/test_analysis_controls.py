@@ -91,7 +91,9 @@ def test_other_groups_sets_in_turn() -> None:
 
 
 def test_an_unknown_match_lists_the_known() -> None:
-    with pytest.raises(SetError, match="unknown match 'size'; controls are matched by layer, activation, score, groups"):
+    with pytest.raises(
+        SetError, match="unknown match 'size'; controls are matched by layer, activation, score, groups"
+    ):
         Drawing("size", 0)
     assert seed_of(0, "a", 0) != seed_of(0, "a", 1)
 

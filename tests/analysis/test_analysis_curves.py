@@ -54,7 +54,10 @@ def test_the_layer_of_the_planted_neurons_is_found(
 @pytest.mark.parametrize("metric", ["loss", "perplexity"])
 def test_reused_layers_change_nothing(make_subject: Any, corpus: Corpus, family: str, metric: str) -> None:
     subject = make_subject(family)
-    sets = {name: NeuronSet.from_indices(subject, indices={0: [1, 2], 2: range(i, 30)}) for i, name in enumerate(corpus.groups)}
+    sets = {
+        name: NeuronSet.from_indices(subject, indices={0: [1, 2], 2: range(i, 30)})
+        for i, name in enumerate(corpus.groups)
+    }
     ran: list[int] = []
     look = subject.site("mlp").taps[0].attached
 
@@ -71,7 +74,9 @@ def test_reused_layers_change_nothing(make_subject: Any, corpus: Corpus, family:
     assert reused.effects.origin["reused"] == (family != "bloom")
     torch.testing.assert_close(reused.effects.ablated, whole.effects.ablated, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(reused.effects.controls, whole.effects.controls, rtol=1e-5, atol=1e-5)
-    assert torch.equal(reused.shaped(reused.effects.ablated)[:, 1], reused.effects.base.expand(3, -1))  # no neuron in layer 1
+    assert torch.equal(
+        reused.shaped(reused.effects.ablated)[:, 1], reused.effects.base.expand(3, -1)
+    )  # no neuron in layer 1
     assert all(not module._forward_hooks and "forward" not in module.__dict__ for module in subject.model.modules())
 
 

@@ -48,7 +48,9 @@ def test_perplexity_of_a_model_that_knows_nothing(make_subject: Any, corpus: Cor
         subject.model.transformer.wte.weight.zero_()  # tied: every token is as likely as the others, 64 of them
     perplexity = values(subject, corpus, "perplexity")
     torch.testing.assert_close(perplexity, torch.full_like(perplexity, 64.0), rtol=1e-5, atol=0)
-    torch.testing.assert_close(values(subject, corpus, "loss_all"), torch.full_like(perplexity, math.log(64)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        values(subject, corpus, "loss_all"), torch.full_like(perplexity, math.log(64)), rtol=1e-5, atol=0
+    )
     with pytest.raises(SetError, match="on='both'"):
         values(subject, corpus, "perplexity", on="answer")
 
@@ -78,7 +80,9 @@ def test_generated_answers_under_an_intervention(planted: Subject, questions: Co
     assert exact.mean_base.tolist() == [1, 1, 1]
     assert torch.equal(exact.effect, -torch.eye(3, dtype=torch.float64))
     # the neuron acts where the prompt ends: silenced on the answer alone, the answer's first token is as before
-    on_answer = ablate(planted, questions, planted_sets, controls=0, metric="exact_match", max_new_tokens=1, on="answer")
+    on_answer = ablate(
+        planted, questions, planted_sets, controls=0, metric="exact_match", max_new_tokens=1, on="answer"
+    )
     assert not on_answer.effect.any()
     on_prompt = ablate(planted, questions, planted_sets, controls=0, on="prompt")
     assert torch.equal(on_prompt.effect, -torch.eye(3, dtype=torch.float64))
@@ -93,7 +97,9 @@ def test_prompt_and_answer_apart(make_subject: Any, corpus: Corpus, metric: str)
     for on in ("both", "prompt", "answer"):
         with intervene(subject, neurons, on=on):  # pyright: ignore[reportArgumentType]
             found[on] = values(subject, corpus, "loss", on=on)
-            losses = choice_losses(subject, corpus).gather(1, torch.tensor([[e.answer_index] for e in corpus])).squeeze(1)
+            losses = (
+                choice_losses(subject, corpus).gather(1, torch.tensor([[e.answer_index] for e in corpus])).squeeze(1)
+            )
         lengths = torch.tensor([len(example.answer) for example in corpus])
         torch.testing.assert_close(found[on].float(), losses / lengths, rtol=1e-4, atol=1e-5)
     assert len({tuple(one.tolist()) for one in found.values()}) == 3
@@ -105,7 +111,9 @@ def test_a_metric_of_ones_own(planted: Subject, questions: Corpus, planted_sets:
     def length(_subject: Subject, corpus: Corpus, _asking: Asking) -> Any:
         return lambda: torch.tensor([float(len(example.prompt)) for example in corpus])
 
-    effects = ablate(planted, questions, planted_sets, controls=1, metric=Metric("length", length, "letters", "letters"))
+    effects = ablate(
+        planted, questions, planted_sets, controls=1, metric=Metric("length", length, "letters", "letters")
+    )
     assert (effects.metric, effects.unit, effects.scale) == ("length", "letters", 1)
     assert not effects.effect.any()
     with pytest.raises(ValueError, match="unknown metric 'accurcy'; metrics are accuracy, "):
@@ -116,7 +124,8 @@ def test_twins_are_asked_beside(planted: Subject, questions: Corpus, planted_set
     # the twin of a question of a ends in another letter, which a's neuron does not see, but its own group's would
     with_twins = Corpus(
         tuple(
-            Example(e.id, e.group, e.prompt, e.answer, e.choices, e.answer_index, f"{e.prompt} y", e.tags) for e in questions
+            Example(e.id, e.group, e.prompt, e.answer, e.choices, e.answer_index, f"{e.prompt} y", e.tags)
+            for e in questions
         )
     )
     effects = ablate(planted, with_twins, planted_sets, controls=2, twins=True)
@@ -144,7 +153,9 @@ def test_texts_by_hand() -> None:
     assert rouge_l(["东 京", "a b"], ["东京", "b c d"]) == [1, pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))]
 
 
-@pytest.mark.parametrize(("metric", "package"), [("rouge_l", "rouge_score.rouge_scorer"), ("chrf", "sacrebleu.metrics.chrf")])
+@pytest.mark.parametrize(
+    ("metric", "package"), [("rouge_l", "rouge_score.rouge_scorer"), ("chrf", "sacrebleu.metrics.chrf")]
+)
 def test_a_missing_library_is_named(
     planted: Subject, questions: Corpus, monkeypatch: pytest.MonkeyPatch, metric: str, package: str
 ) -> None:
