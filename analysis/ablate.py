@@ -98,7 +98,7 @@ def ablate(
         for name in chosen
     ])  # fmt: skip
     origin = {
-        "split": "test" if split == "auto" and corpus.splits else split if split != "auto" else None,
+        "split": split_of(corpus, split),
         "controls": controls, "match": match,
         "closeness": {name: _mean([drawing.closeness(chosen[name], c) for c in drawn[name]]) for name in chosen},
         "expect": expect or ("better" if kind == "keep" else "worse"),
@@ -178,6 +178,13 @@ class Bench:
             found,
             twins=replace(found, base=base[count:], ablated=ablated[:, count:], controls=controls[:, :, count:]),
         )
+
+
+def split_of(corpus: Corpus, split: str | None) -> str | None:
+    """Which split "auto" stands for."""
+    if split != "auto":
+        return split
+    return "test" if corpus.splits else None
 
 
 def parts_of(subject: Subject, sets: Sets) -> dict[str, Parts]:

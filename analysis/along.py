@@ -18,7 +18,7 @@ from ..neurons.interventions import Kind, References, intervene
 from ..neurons.positions import On
 from ..neurons.scores import Scores
 from ..neurons.subject import Subject
-from .ablate import Bench, Progress, Sets, parts_of, sizes_to_match
+from .ablate import Bench, Progress, Sets, parts_of, sizes_to_match, split_of
 from .controls import Drawing, Match, Parts
 from .curves import Axis, Curve
 from .metrics import Asking, Losses, Metric, metric_named
@@ -80,7 +80,7 @@ def layer_sweep(
     if found is None:
         found = _one_by_one(bench, base, jobs, progress)
     sized = {name: [tuple(p.layers([layer]) for p in parts) for layer in steps] for name, parts in chosen.items()}
-    origin = {"controls": controls, "match": match, "split": split, "reused": reused}
+    origin = {"controls": controls, "match": match, "split": split_of(corpus, split), "reused": reused}
     return _curve(bench, "layer", steps, sized, base, found, controls, origin, owners)
 
 
@@ -142,7 +142,7 @@ def dose_response(
     base = bench.values(None)
     found = _one_by_one(bench, base, jobs, progress)
     origin = {
-        "controls": controls, "match": match, "split": split, "contrast": contrast, "by": by,
+        "controls": controls, "match": match, "split": split_of(corpus, split), "contrast": contrast, "by": by,
         "method": scores.method, "objective": scores.objective, "expect": "better" if kind == "keep" else "worse",
     }  # fmt: skip
     return _curve(bench, "dose", [float(dose) for dose in doses], sized, base, found, controls, origin, None)

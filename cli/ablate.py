@@ -45,6 +45,8 @@ from .effects import (
 if TYPE_CHECKING:
     from ..analysis.effects import Effects
 
+WIDEST = 12  # groups whose matrix is printed; the report shows larger ones
+
 
 def add(app: typer.Typer) -> None:
     app.command(name="ablate", help="Switch each set off; accuracy on every group next to matched random sets.")(ablate)
@@ -83,7 +85,7 @@ def ablate(
     subject = open_model(model, dtype=dtype, device=device)
     opened.check(subject)
     sites = sites_of(sets)
-    known = references(subject, data, kind, reference, reference_group, sites)
+    known = references(subject, corpus, kind, source=reference, group=reference_group, sites=sites)
     with progress("ablating") as bar:
         effects = measure(
             subject, corpus, sets, kind=kind, metric=metric, on=on, controls=controls, match=match, twins=twins,  # pyright: ignore[reportArgumentType]
@@ -125,6 +127,7 @@ def show(effects: Effects) -> None:
             for r in rows
         ],
     )  # fmt: skip
+    _tell_matrix(effects)
     power(effects)
     _tell_closeness(effects)
     if effects.twins is not None:
@@ -135,6 +138,27 @@ def show(effects: Effects) -> None:
         f"{found} of {len(rows)} sets are specific: they {more} their own group more than the mean of the others and more than "
         "their controls (the larger of the two p-values, Holm-corrected, below 0.05)"
     )
+
+
+def _tell_matrix(effects: Effects) -> None:
+    """Every set on every group, where that fits on a page."""
+    if not 1 < len(effects.groups) <= WIDEST:
+        return
+    p = effects.corrected(cells="all", correction="benjamini_hochberg")[0]
+    table(
+        ["set", *effects.groups],
+        [
+            [
+                name,
+                *(
+                    number(float(change), effects, sign=True) + ("*" if float(p[s, g]) < 0.05 else "")
+                    for g, change in enumerate(effects.effect[s])
+                ),
+            ]
+            for s, name in enumerate(effects.sets)
+        ],
+        title=f"change of {unit(effects)}, sets on groups (* beyond controls: Benjamini-Hochberg over all cells, 0.05)",
+    )  # fmt: skip
 
 
 def _tell_closeness(effects: Effects) -> None:

@@ -71,7 +71,7 @@ def sweep(
     subject = open_model(model, dtype=dtype, device=device)
     opened.check(subject)
     sites = sites_of(sets)
-    known = references(subject, data, kind, reference, reference_group, sites)
+    known = references(subject, corpus, kind, source=reference, group=reference_group, sites=sites)
     with progress("layer by layer") as bar:
         curve = layer_sweep(
             subject, corpus, sets, kind=kind, metric=metric, on=on, controls=controls, match=match, twins=twins,  # pyright: ignore[reportArgumentType]
@@ -104,7 +104,7 @@ def dose(
     scores = opened.get("scores", method)
     subject = open_model(model, dtype=dtype, device=device)
     opened.check(subject)
-    known = references(subject, data, kind, reference, reference_group, [scores.site])
+    known = references(subject, corpus, kind, source=reference, group=reference_group, sites=[scores.site])
     with progress("dose by dose") as bar:
         curve = dose_response(
             subject, corpus, scores, doses=doses, groups=group, contrast=None if contrast == "none" else contrast,

@@ -12,6 +12,7 @@ from .console import fail, open_corpus, say
 if TYPE_CHECKING:
     from ..analysis.effects import Effects
     from ..analysis.study import Study
+    from ..corpora.examples import Corpus
     from ..neurons.interventions import Reference
     from ..neurons.scores import Scores
     from ..neurons.sets import NeuronSet
@@ -47,9 +48,12 @@ Groups = Annotated[list[str] | None, typer.Option("--group", help="Only the sets
 
 
 def references(
-    subject: Subject, data: str, kind: str, source: str | None, group: str | None, sites: Sequence[str]
+    subject: Subject, corpus: Corpus, kind: str, *, source: str | None, group: str | None, sites: Sequence[str]
 ) -> Any:
-    """What mean, resample, noise and keep draw from, by site; None where the kind needs none."""
+    """What mean, resample, noise and keep draw from, by site; None where the kind needs none.
+
+    `source` is the corpus that was named for it, else it is a group of the corpus that is asked.
+    """
     from ..attribution.activations import reference
     from ..neurons.interventions import REFERRING
 
@@ -61,7 +65,7 @@ def references(
         )
     if kind in REFERRING and source is None and group is None:
         fail(f"--kind {kind} needs a reference: --reference FILE.jsonl, or --reference-group NAME of --data")
-    corpus = open_corpus(source or data)
+    corpus = corpus if source is None else open_corpus(source)
     corpus = corpus if group is None else corpus.only(group)
     found: dict[str, Reference] = {site: reference(subject, corpus, site=site) for site in sites}
     return found

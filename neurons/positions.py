@@ -52,7 +52,7 @@ def watched(model: nn.Module, on: On) -> Iterator[Where | None]:
         nonlocal cached, before
         cached = _length(given.get("past_key_values")) > 0
         tokens = given.get("input_ids", args[0] if args else None)
-        if not cached and _SAID.get() is None and _grown(before, tokens):
+        if given.get("use_cache") is False and _SAID.get() is None and _grown(before, tokens):
             raise SetError(
                 f"on={on!r} cannot tell what the model has written from the prompt when it reads both again; expected a cache "
                 "(generate with use_cache=True)"

@@ -24,6 +24,7 @@ def test_ablate_with_every_choice_named(run: Run, study: Path) -> None:
     assert "loss (nats a token): on the set's own group" in printed
     assert "each group has 4 questions about 4 items; 2 controls a set" in printed
     assert "of 3 sets none could be shown, for want of items" in printed
+    assert "sets on groups" in printed
     assert "controls' mean activation over the sets'" in printed
     assert "questions beside their knowledge-free twins" in printed
     effects = load(study).get("effects", "by loss")

@@ -38,7 +38,7 @@ def make_curve(count: int, *, axis: Axis = "dose", controls: int = 3, twins: boo
 def test_a_panel_a_set(count: int) -> None:
     curve = make_curve(count, twins=True)
     figure = dose_response(curve)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == list(names(count))
+    assert [axes.get_title("left") for axes in figure.axes] == list(names(count))
     own = curve.own()
     for row, axes in enumerate(figure.axes):
         lines = {line.get_label(): line for line in axes.lines}
@@ -52,7 +52,7 @@ def test_a_panel_a_set(count: int) -> None:
 
 def test_without_controls_and_with_chosen_sets() -> None:
     figure = layer_sweep(make_curve(5, axis="layer", controls=0), sets=["中国", "japan"])
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["中国", "japan"]
+    assert [axes.get_title("left") for axes in figure.axes] == ["中国", "japan"]
     assert "controls, mean" not in [line.get_label() for line in figure.axes[0].lines]
     figure.canvas.draw()
 

@@ -258,6 +258,7 @@ def test_weights_that_are_no_plain_tensors_are_refused_in_one_line(make_subject:
     up = subject.model.model.layers[1].mlp.up_proj
     up.weight = torch.nn.Parameter(up.weight.data.as_subclass(Packed), requires_grad=False)
     with pytest.raises(
-        SubjectError, match=r"layers\.1\.mlp\.up_proj\.weight .* is a Packed, not a plain tensor .*load it on one device"
+        SubjectError,
+        match=r"layers\.1\.mlp\.up_proj\.weight .* is a Packed, not a plain tensor .*load it on one device",
     ):
         load_model((subject.model, subject.tokenizer))
