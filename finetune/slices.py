@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from .expert_slices import ExpertPart, expert_parts
 from .quantised import QuantisedEntry, is_quantised
 
 Side = Literal["rows", "columns"]
+Numbering = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,10 @@ def slice_parts(subject: Subject, neurons: NeuronSet) -> tuple[Part, ...]:
     - `mlp`, `gate`, `up`: rows of the FFN's gate and up projections (of the only input projection where there is no
       gate) with their biases, and columns of its output projection.
     - `q`, `k`, `v`, `mlp_out`: rows of that projection with their biases.
-    - `attn`: columns of the attention output projection.
+    - `attn`: columns of the attention output projection, and the rows of the value projection that they come from, with
+      their biases: unit d of a head is a mean of row d of the head's values. Under grouped-query attention several heads
+      share a row, which is taken where all of its units are in the set (take site `v` to train it anyway). Rows of queries
+      and keys belong to no unit, since they are summed over before they act; they are sites of their own.
     - `expert`: of those experts, rows of the fused gate and up weights with their biases, and columns of the output weights.
 
     Rows of a fused projection are merged into one part.
@@ -122,9 +126,11 @@ def _linear_parts(subject: Subject, neurons: NeuronSet) -> tuple[SlicePart, ...]
     places = _places(subject, neurons)
     for layer in range(neurons.num_layers):
         index = neurons.indices(layer)
-        for taps, side in places if len(index) else ():
-            tap = taps[layer]
-            channels = index if tap.channels is None else tap.channels.cpu()[index]
+        for taps, side, of in places if len(index) else ():
+            tap, own = taps[layer], of(index)
+            if not len(own):
+                continue
+            channels = own if tap.channels is None else tap.channels.cpu()[own]
             if tap.path in found:
                 channels = torch.cat([found[tap.path][2], channels])
             found[tap.path] = (tap, side, channels.unique())
@@ -141,13 +147,14 @@ def slice_entries(parts: Sequence[Part]) -> tuple[Entry, ...]:
     return tuple(entry for part in parts for entry in part.entries())
 
 
-def _places(subject: Subject, neurons: NeuronSet) -> list[tuple[tuple[Tap, ...], Side]]:
-    """Which taps the neurons of a site go through, and on which side of the module they stand."""
+def _places(subject: Subject, neurons: NeuronSet) -> list[tuple[tuple[Tap, ...], Side, Numbering]]:
+    """Which taps the neurons of a site go through, on which side of the module they stand, and under which numbers."""
     if neurons.site == "attn":
-        return [(subject.site("attn").taps, "columns")]
+        values = _values(subject)
+        return [*values, (subject.site("attn").taps, "columns", _same)]
     if neurons.site not in ("mlp", "gate", "up"):
-        return [(subject.site(neurons.site).taps, "rows")]
-    places: list[tuple[tuple[Tap, ...], Side]] = []
+        return [(subject.site(neurons.site).taps, "rows", _same)]
+    places: list[tuple[tuple[Tap, ...], Side, Numbering]] = []
     for name in _ffn_inputs(subject):
         site = subject.site(name)
         if site.width != neurons.width:
@@ -155,8 +162,30 @@ def _places(subject: Subject, neurons: NeuronSet) -> list[tuple[tuple[Tap, ...],
                 f"site {name!r} of {subject.name!r} has {site.width} neurons in a layer, site {neurons.site!r} has "
                 f"{neurons.width}; a slice needs one row for every neuron"
             )
-        places.append((site.taps, "rows"))
-    return [*places, (subject.site("mlp").taps, "columns")]
+        places.append((site.taps, "rows", _same))
+    return [*places, (subject.site("mlp").taps, "columns", _same)]
+
+
+def _same(index: Int[Tensor, " neuron"]) -> Int[Tensor, " neuron"]:
+    return index
+
+
+def _values(subject: Subject) -> list[tuple[tuple[Tap, ...], Side, Numbering]]:
+    """The value projection's rows by unit of `attn`; nothing where the family has no plain one (latent attention)."""
+    try:
+        site, width = subject.site("v"), subject.site("attn").width
+    except SiteError:
+        return []
+    heads = int(getattr(subject.config, "num_attention_heads", 0))
+    if not heads or width % heads or width % site.width or site.width % (width // heads):
+        return []
+    size, shared = width // heads, width // site.width
+
+    def rows(index: Int[Tensor, " neuron"]) -> Int[Tensor, " row"]:
+        read, times = (index // size // shared * size + index % size).unique(return_counts=True)
+        return read[times == shared]
+
+    return [(site.taps, "rows", rows)]
 
 
 def _ffn_inputs(subject: Subject) -> list[str]:

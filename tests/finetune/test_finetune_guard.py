@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build, same_bits, state
 from neuropolis.attribution.encoding import encode_corpus
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.continual import continual
@@ -22,6 +21,7 @@ from neuropolis.finetune.streams import tasks_of
 from neuropolis.finetune.training import Recipe
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import build, same_bits, state
 
 WIDE = torch.float64  # rounding far below what is compared
 

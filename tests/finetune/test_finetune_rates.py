@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.continual import continual
 from neuropolis.finetune.errors import TuneError
@@ -14,6 +13,7 @@ from neuropolis.finetune.location import Location
 from neuropolis.finetune.rates import Rates, search_rates
 from neuropolis.finetune.streams import tasks_of
 from neuropolis.neurons.subject import Subject
+from tiny_families import build
 
 
 def likely(subject: Subject, corpus: Corpus) -> torch.Tensor:
