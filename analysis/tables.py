@@ -74,12 +74,23 @@ def correlate(
     orders = (
         np.array(list(permutations(range(num)))) if exact else rng.permuted(np.tile(np.arange(num), (draws, 1)), axis=1)
     )
-    null = _over(orders, lambda o: _correlations(first[off][None], second[o[:, :, None], o[:, None]][:, off], method))
+    # a permutation moves ranks along with what they rank
+    a, b = (_ranked(t, off) if method == "spearman" else t for t in (first, second))
+    null = _over(orders, lambda o: _correlations(a[off][None], b[o[:, :, None], o[:, None]][:, off], "pearson"))
     hits = (np.abs(null) >= abs(observed) - 1e-12).sum()
     p = hits / len(null) if exact else (1 + hits) / (1 + len(null))
     low, high = _bootstrap(first, second, method, rng.integers(num, size=(bootstraps, num)))
     ends = np.quantile(null, [0.025, 0.975])
     return Agreement(observed, low, high, float(p), float(ends[0]), float(ends[1]))
+
+
+def _ranked(table: np.ndarray, off: np.ndarray) -> np.ndarray:
+    """Ranks of the cells off the diagonal."""
+    from scipy.stats import rankdata
+
+    found = np.zeros_like(table)
+    found[off] = rankdata(table[off])
+    return found
 
 
 def _bootstrap(x: np.ndarray, y: np.ndarray, method: Correlation, drawn: np.ndarray) -> tuple[float, float]:
