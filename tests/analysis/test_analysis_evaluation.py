@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,11 +60,11 @@ def test_what_is_missing_is_nan_or_said() -> None:
     assert math.isnan(found.summary()[0]["controls"])
     with pytest.raises(HarnessError, match="no run 's' of t acc; runs are intact; metrics are t acc"):
         found.value("s", task="t", metric="acc")
-    without = Evaluation(**{**vars(found), "conditions": ("off",), "runs": ("s",)})
+    without = replace(found, conditions=("off",), runs=("s",))
     assert without.change.isnan().all()
     assert without.interval()[0].isnan().all()
     with pytest.raises(HarnessError, match=r"stderr has shape \[1\], expected \[1, 1\]"):
-        Evaluation(**{**vars(found), "stderr": torch.zeros(1)})
+        replace(found, stderr=torch.zeros(1))
 
 
 def result(documents: list[tuple[str, float]], **more: Any) -> dict[str, Any]:
