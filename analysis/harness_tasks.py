@@ -12,10 +12,13 @@ from ..corpora.examples import Corpus, CorpusError, Example
 
 Ask = Literal["choices", "answer", "generate", "text"]
 ASKS: tuple[str, ...] = get_args(Ask)
-_METRICS = {
-    "choices": ("acc", "acc_norm"), "answer": ("acc", "perplexity"), "generate": ("exact_match",),
-    "text": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
-}  # fmt: skip
+_MEAN, _WEIGHTED = ("mean", True), ("weighted_perplexity", False)
+_METRICS = {  # with how documents are put together, and whether higher is better
+    "choices": {"acc": _MEAN, "acc_norm": _MEAN},
+    "answer": {"acc": _MEAN, "perplexity": ("perplexity", False)},
+    "generate": {"exact_match": _MEAN},
+    "text": {"word_perplexity": _WEIGHTED, "byte_perplexity": _WEIGHTED, "bits_per_byte": ("bits_per_byte", False)},
+}
 _WAYS: Mapping[str, Mapping[str, Any]] = {
     "choices": {
         "output_type": "multiple_choice", "doc_to_text": "prompt", "doc_to_choice": "choices",
@@ -95,7 +98,10 @@ def _task(
     config: dict[str, Any] = {
         "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}},
         "test_split": "test", **_WAYS[ask], "target_delimiter": "",
-        "metric_list": [{"metric": metric} for metric in _METRICS[ask]],
+        "metric_list": [
+            {"metric": metric, "aggregation": how, "higher_is_better": better}
+            for metric, (how, better) in _METRICS[ask].items()
+        ],
         "metadata": {"version": 1.0, "corpus_hash": corpus_hash},
     }  # fmt: skip
     if ask == "generate":
@@ -109,8 +115,8 @@ def _task(
 def _together(name: str, tasks: list[dict[str, Any]], ask: str) -> dict[str, Any]:
     means = [
         {"metric": metric, "aggregation": "mean", "weight_by_size": True}
-        for metric in _METRICS[ask]
-        if "perplexity" not in metric
+        for metric, how in _METRICS[ask].items()
+        if how == _MEAN
     ]
     together: dict[str, Any] = {"group": name, "task": tasks, "metadata": {"version": 1.0}}
     return together | ({"aggregate_metric_list": means} if means else {})
