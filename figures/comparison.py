@@ -123,7 +123,7 @@ def _effect_words(comparison: Comparison) -> tuple[str, ...]:
         return ("No set bears the name of a group that both studies asked about.",) if comparison.effects else ()
     mean = [100 * sum(pair.change[study] for pair in own) / len(own) for study in (0, 1)]
     apart = [pair.set for pair in own if pair.difference_low > 0 or pair.difference_high < 0]
-    how = "paired over items" if own[0].paired else "not paired: the questions differ"
+    how = "paired over items" if own[0].paired else "not paired: the questions are not known to be the same"
     signs = [f"{value:+.1f}".replace("-", "\u2212") for value in mean]
     return (
         f"Mean change on the own group, over {len(own)} {'set' if len(own) == 1 else 'sets'}: {signs[0]} points in "
