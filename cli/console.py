@@ -159,7 +159,12 @@ def chosen_split(text: str) -> str | None:
 
 def several(values: list[str] | None, default: str) -> list[str]:
     """Names from an option that may be repeated and may hold commas."""
-    return [name.strip() for value in values or [default] for name in value.split(",") if name.strip()]
+    return [name for value in values or [default] for name in names(value)]
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def key_values(pairs: list[str] | None) -> dict[str, Any]:

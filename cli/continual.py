@@ -17,12 +17,14 @@ from .console import (
     chosen_split,
     fail,
     layer_range,
+    names,
     open_corpus,
     open_model,
     percent,
     progress,
     say,
     share,
+    stopped,
     table,
     wrote,
 )
@@ -69,6 +71,7 @@ def continual(
     epochs: Annotated[int, typer.Option(help="Passes over a task's rows.")] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps for each task, instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 16,
+    guard: Annotated[bool, typer.Option(help="Stop when a loss says that training diverged.")] = True,
     lr: Annotated[
         list[str] | None, typer.Option(help="Learning rate of a method, as full=1e-4; repeat it for others.")
     ] = None,
@@ -89,7 +92,9 @@ def continual(
 ) -> None:
     from ..analysis.study import save
     from ..finetune.continual import continual as run
+    from ..finetune.continual import planned
     from ..finetune.location import Location
+    from ..finetune.recipe import Recipe
     from ..finetune.streams import sampled, tasks_of
     from ..neurons.atlas import check_target
 
@@ -97,8 +102,8 @@ def continual(
     tried = {name: [_rate(one) for one in value.split(",")] for name, value in _pairs(rates, "rates")}
     if tried and test_split in ("auto", "test"):
         fail("rates are chosen on rows that the methods are not compared on; add --test-split dev")
-    chosen, further = methods.split(","), _options(option)
-    named = order if order in ("given", "seeded") or order.startswith("order-") else order.split(",")
+    chosen, further = names(methods), _options(option)
+    named = order if order in ("given", "seeded") or order.startswith("order-") else names(order)
     tasks = tasks_of(
         [open_corpus(source, by=by) for source in data], each=each, test_split=chosen_split(test_split),
         questions=questions, order=named,
@@ -110,20 +115,25 @@ def continual(
         top=share(top), layers=None if depth is None else tuple(depth), apart=apart, site=site, objective=objective,
         contrast=None if contrast == "none" else contrast,
     )  # fmt: skip
+    training = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "guard": guard}
+    recipe = Recipe(1.0, **training)  # pyright: ignore[reportArgumentType]
+    planned(chosen, range(seeds), recipe=recipe, lrs=lrs, options=further, reference=against or None)
     subject = open_model(model, dtype=dtype, device=device)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
     folder = state or out.with_name(f"{out.stem}-state")
     say(f"tasks: {', '.join(task.name for task in tasks)}; interrupted, the same command goes on from {folder}")
-    arguments: dict[str, Any] = {
-        "accuracy": planned_accuracy(), "order": named, "seeds": range(seeds), "reference": against or None,
-        "location": where, "steps": steps, "epochs": epochs, "batch_size": batch_size, "options": further,
-        "state": folder, "tell": say,
-    }  # fmt: skip
-    if tried:
-        _search(subject, tasks, tried, arguments)
-        return
-    with progress(f"learning {len(tasks)} tasks by {len(chosen)} methods") as bar:
-        found = run(subject, tasks, methods=chosen, known=asked or None, lrs=lrs, progress=bar, **arguments)
+    try:
+        arguments: dict[str, Any] = {
+            "accuracy": planned_accuracy(), "order": named, "seeds": range(seeds), "reference": against or None,
+            "location": where, "options": further, "state": folder, "tell": say, **training,
+        }  # fmt: skip
+        if tried:
+            _search(subject, tasks, tried, arguments)
+            return
+        with progress(f"learning {len(tasks)} tasks by {len(chosen)} methods") as bar:
+            found = run(subject, tasks, methods=chosen, known=asked or None, lrs=lrs, progress=bar, **arguments)
+    except KeyboardInterrupt:
+        stopped(f"{folder} holds every task that was finished; give the same command again to go on")
     save(out, found, subject=subject)
     show(found)
     wrote(out, then=f"neuropolis report {out} --out report.html")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attribution.encoding import Encoded, answer_log_probs, batches, forward, pad_id
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
-from .slices import SlicePart, parts_of
+from .slices import SlicePart, linear_parts
 from .trainable import Trainable
 
 Moments = dict[str, Tensor]
@@ -60,8 +60,9 @@ def _adding(found: Moments, path: str) -> Callable[..., None]:
 
 
 def guarded_parts(subject: Subject, neurons: NeuronSet, matrices: str) -> list[SlicePart]:
-    """The parts of a set's slice that are trained."""
-    return [part for part in parts_of(subject, neurons) if matrices == "all" or part.columns is not None]
+    """The parts of a set's slice that are trained. Raises SiteError for experts."""
+    parts = linear_parts(subject, neurons, what="the guard")
+    return [part for part in parts if matrices == "all" or part.columns is not None]
 
 
 class Guard:

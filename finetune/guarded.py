@@ -15,7 +15,6 @@ from .errors import TuneError
 from .guard import Guard, Moments, guarded_parts, input_moments
 from .learners import Learned, Lesson, entries_now, learner, rebased
 from .location import Location, locate
-from .slices import parts_of
 from .streams import sampled
 from .trainable import Matrices, trainable_slice
 from .training import train
@@ -72,7 +71,11 @@ def guarded(lesson: Lesson) -> Learned:
             guard = None
             if moments:
                 guard = Guard(
-                    trainable, parts_of(subject, neurons), tuple(moments.values()), options.share, soft=options.soft
+                    trainable,
+                    guarded_parts(subject, neurons, options.matrices),
+                    tuple(moments.values()),
+                    options.share,
+                    soft=options.soft,
                 )
                 stack.enter_context(guard.gradients())
             history = train(

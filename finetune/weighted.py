@@ -90,7 +90,7 @@ def w_ncft(lesson: Lesson) -> Learned:
     earlier tasks' data are not needed again.
     """
     learned = ncft(lesson)
-    rows = sampled(lesson.task.train, lesson.options.samples)
+    rows = sampled(lesson.task.train, lesson.options.samples, by_group=False)
     features = task_features(lesson.subject, rows)[None]
     earlier = lesson.kept("features")
     features = features if earlier is None else torch.cat([earlier, features])
