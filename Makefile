@@ -29,8 +29,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/attribution_pass.py
+	$(BIN)/python benchmarks/attribution_pass.py --shape qwen --only ways
 	$(BIN)/python benchmarks/activation_pass.py --qwen
-	$(BIN)/python benchmarks/slice_training.py
+	$(BIN)/python benchmarks/slice_training.py --threads 2
 	$(BIN)/python benchmarks/offload.py
 
 docs: $(READY)

@@ -12,16 +12,48 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis.ablate import ablate as ablate
+    from .analysis.along import dose_response as dose_response
+    from .analysis.along import layer_sweep as layer_sweep
+    from .analysis.cards import Cards as Cards
+    from .analysis.cards import neuron_card as neuron_card
+    from .analysis.cards import neuron_cards as neuron_cards
     from .analysis.choices import answer_correct as answer_correct
     from .analysis.choices import choice_losses as choice_losses
+    from .analysis.comparison import Comparison as Comparison
+    from .analysis.comparison import compare_studies as compare_studies
+    from .analysis.curves import Curve as Curve
     from .analysis.effects import Effects as Effects
+    from .analysis.evaluation import Evaluation as Evaluation
+    from .analysis.evaluation import HarnessError as HarnessError
+    from .analysis.harness import as_lm as as_lm
+    from .analysis.harness import evaluate as evaluate
+    from .analysis.harness_tasks import harness_task as harness_task
+    from .analysis.many_sets import choice_losses_off as choice_losses_off
+    from .analysis.metrics import Metric as Metric
+    from .analysis.movement import Movement as Movement
+    from .analysis.movement import movement as movement
     from .analysis.overlap import Overlap as Overlap
+    from .analysis.overlap import combine as combine
     from .analysis.overlap import overlap as overlap
+    from .analysis.ranks import RankAgreement as RankAgreement
+    from .analysis.ranks import rank_agreement as rank_agreement
+    from .analysis.redundancy import Redundancy as Redundancy
+    from .analysis.redundancy import redundancy as redundancy
+    from .analysis.representations import Representations as Representations
+    from .analysis.representations import representations as representations
     from .analysis.similarity import Similarity as Similarity
     from .analysis.similarity import similarity as similarity
     from .analysis.study import Study as Study
     from .analysis.study import load as load
     from .analysis.study import save as save
+    from .analysis.tables import load_distances as load_distances
+    from .analysis.transfer import Transfer as Transfer
+    from .analysis.transfer import measured_gains as measured_gains
+    from .analysis.transfer import transfer as transfer
+    from .analysis.trees import Mantel as Mantel
+    from .analysis.trees import Tree as Tree
+    from .analysis.trees import mantel as mantel
+    from .analysis.trees import tree as tree
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
     from .attribution.entropy import lape_sets as lape_sets
@@ -54,7 +86,9 @@ if TYPE_CHECKING:
     from .corpora.o_lora import read_o_lora as read_o_lora
     from .corpora.translations import language_pairs as language_pairs
     from .corpora.translations import parallel_corpus as parallel_corpus
+    from .figures.comparison import compare_page as compare_page
     from .figures.report import report as report
+    from .figures.report import save_figures as save_figures
     from .finetune.algebra import stack_deltas as stack_deltas
     from .finetune.compare_translation import TranslationTable as TranslationTable
     from .finetune.compare_translation import compare_translation as compare_translation
@@ -94,24 +128,35 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOME = {
     "AtlasError": "neurons.errors",
+    "Cards": "analysis.cards",
     "Checkpoint": "attribution.resume",
     "CheckpointError": "attribution.resume",
+    "Comparison": "analysis.comparison",
     "Continual": "finetune.continual_result",
     "Corpus": "corpora.examples",
     "CorpusError": "corpora.examples",
+    "Curve": "analysis.curves",
     "Delta": "finetune.delta",
     "DeltaError": "finetune.errors",
     "Effects": "analysis.effects",
+    "Evaluation": "analysis.evaluation",
     "Example": "corpora.examples",
     "Fidelity": "attribution.fidelity_result",
+    "HarnessError": "analysis.evaluation",
     "Importance": "attribution.importance",
     "LayerChange": "attribution.layer_change",
     "Located": "attribution.located",
     "Location": "finetune.location",
+    "Mantel": "analysis.trees",
+    "Metric": "analysis.metrics",
+    "Movement": "analysis.movement",
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "PairNeurons": "attribution.language_pairs",
+    "RankAgreement": "analysis.ranks",
+    "Redundancy": "analysis.redundancy",
     "Reference": "neurons.interventions",
+    "Representations": "analysis.representations",
     "Retention": "finetune.retention",
     "RoutedDelta": "finetune.landermt",
     "Scores": "neurons.scores",
@@ -125,31 +170,48 @@ _HOME = {
     "SubjectError": "neurons.errors",
     "Sweep": "finetune.sweep",
     "Task": "finetune.streams",
+    "Transfer": "analysis.transfer",
     "TranslationTable": "finetune.compare_translation",
+    "Tree": "analysis.trees",
     "TuneError": "finetune.errors",
     "ablate": "analysis.ablate",
     "answer_correct": "analysis.choices",
+    "as_lm": "analysis.harness",
     "attribute": "attribution.attribute",
     "choice_losses": "analysis.choices",
+    "choice_losses_off": "analysis.many_sets",
+    "combine": "analysis.overlap",
+    "compare_page": "figures.comparison",
+    "compare_studies": "analysis.comparison",
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
+    "dose_response": "analysis.along",
+    "evaluate": "analysis.harness",
     "evaluated": "attribution.exact",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
     "fidelity": "attribution.fidelity",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
+    "harness_task": "analysis.harness_tasks",
     "in_common": "attribution.selection",
     "intervene": "neurons.interventions",
     "landermt": "finetune.landermt",
     "language_pairs": "corpora.translations",
     "lape_sets": "attribution.entropy",
+    "layer_sweep": "analysis.along",
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",
+    "load_distances": "analysis.tables",
     "load_model": "neurons.subject",
     "load_routed_delta": "finetune.landermt_files",
+    "mantel": "analysis.trees",
+    "measured_gains": "analysis.transfer",
+    "movement": "analysis.movement",
+    "neuron_card": "analysis.cards",
+    "neuron_cards": "analysis.cards",
     "overlap": "analysis.overlap",
     "overlap_ablation": "finetune.studies",
     "pair_neurons": "attribution.language_pairs",
@@ -158,19 +220,25 @@ _HOME = {
     "prepared": "finetune.trainer",
     "preset": "attribution.presets",
     "proportion": "finetune.studies",
+    "rank_agreement": "analysis.ranks",
     "read_o_lora": "corpora.o_lora",
+    "redundancy": "analysis.redundancy",
     "reference": "attribution.activations",
     "register_method": "attribution.methods",
     "relevant_layers": "attribution.layer_change",
     "report": "figures.report",
+    "representations": "analysis.representations",
     "save": "analysis.study",
+    "save_figures": "figures.report",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
     "stability": "attribution.stability",
     "stable": "attribution.stability",
     "stack_deltas": "finetune.algebra",
     "tasks_of": "finetune.streams",
+    "transfer": "analysis.transfer",
     "translate": "finetune.translation",
+    "tree": "analysis.trees",
     "write_jsonl": "corpora.jsonl",
 }
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,119 +1,144 @@
-"""Chance: the distribution of how many neurons two random sets share, layer by layer hypergeometric."""
+"""Chance: how many neurons two random sets share, layer by layer hypergeometric, for many pairs of sets at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 P_FLOOR = 1e-12  # the transform leaves errors of about 1e-15, so that smaller p-values are given as this
+_TAIL = 37.0  # exp(-37) is 1e-16: what lies beyond is not computed
+_BLOCK = 1 << 20  # entries of one block of distributions, to bound memory
 
 
 @dataclass(frozen=True, eq=False)
-class Chance:
-    """The number of neurons that two random sets of `size_a` and `size_b` share: `low_count + k` with probability
-    `pmf[k]`.
+class Levels:
+    """What two sets of such sizes share by chance, for each pair: over the site, and within each layer.
 
-    `layer_expected` [layer] is the expected Jaccard within each layer, NaN where both sets are empty there.
+    `shared` is the expected number of shared neurons, `expected` the expected Jaccard index, `low` and `high` its 2.5 %
+    and 97.5 % quantile, `p` the two-sided p-value of what was observed: twice the smaller tail, at most 1 and at least
+    P_FLOOR. NaN where both sets are empty, `p` also where one is.
     """
 
-    size_a: int
-    size_b: int
-    low_count: int
-    pmf: Float[np.ndarray, " count"]
-    layer_expected: Float[np.ndarray, " layer"]
-
-    @property
-    def counts(self) -> np.ndarray:
-        return self.low_count + np.arange(len(self.pmf))
-
-    @property
-    def expected(self) -> float:
-        """Expected Jaccard: the mean of x / (a + b - x) over the distribution of x; NaN when both sets are empty."""
-        if self.size_a + self.size_b == 0:
-            return float("nan")
-        return float(self.pmf @ self._jaccard(self.counts))
-
-    @property
-    def low(self) -> float:
-        """The Jaccard at the 2.5 % quantile."""
-        return self._quantile(0.025)
-
-    @property
-    def high(self) -> float:
-        """The Jaccard at the 97.5 % quantile."""
-        return self._quantile(0.975)
-
-    def p(self, count: int) -> float:
-        """Two-sided p-value of sharing `count` neurons: twice the smaller tail, at most 1, at least P_FLOOR."""
-        if self.size_a == 0 or self.size_b == 0:
-            return float("nan")
-        below = float(self.pmf[self.counts <= count].sum())
-        above = float(self.pmf[self.counts >= count].sum())
-        return min(1.0, max(P_FLOOR, 2 * min(below, above)))
-
-    def _quantile(self, q: float) -> float:
-        if self.size_a + self.size_b == 0:
-            return float("nan")
-        place = int(np.searchsorted(self.pmf.cumsum(), q - 1e-12))
-        return float(self._jaccard(self.counts[min(place, len(self.pmf) - 1)]))
-
-    def _jaccard(self, shared: np.ndarray) -> np.ndarray:
-        return shared / np.maximum(self.size_a + self.size_b - shared, 1)
+    shared: Float[np.ndarray, " pair"]
+    expected: Float[np.ndarray, " pair"]
+    low: Float[np.ndarray, " pair"]
+    high: Float[np.ndarray, " pair"]
+    p: Float[np.ndarray, " pair"]
+    layer_expected: Float[np.ndarray, "pair layer"]
+    layer_low: Float[np.ndarray, "pair layer"]
+    layer_high: Float[np.ndarray, "pair layer"]
+    layer_p: Float[np.ndarray, "pair layer"]
 
 
-def by_layer(a: Sequence[int], b: Sequence[int], width: int) -> Chance:
-    """Sets with `a[layer]` and `b[layer]` neurons drawn independently in every layer of `width` neurons.
+def levels(
+    a: Int[np.ndarray, "pair layer"],
+    b: Int[np.ndarray, "pair layer"],
+    shared: Int[np.ndarray, "pair layer"],
+    *,
+    width: int,
+) -> Levels:
+    """Chance levels of pairs of sets that have a[pair, layer] and b[pair, layer] of a layer's `width` neurons and share
+    `shared`, when both are drawn independently within every layer.
 
-    The total is the sum of independent hypergeometric counts; their distributions are convolved by Fourier transform on
-    a window of 12 standard deviations and more around the mean, outside of which less than 1e-16 lies.
+    The number shared in a layer is hypergeometric, the total the sum of independent such numbers. Exact up to 1e-15:
+    each is a sum of independent Bernoulli variables (its generating function has real roots only), so that Bernstein's
+    inequality bounds the tails and exp(-variance (1 - cos t)) the characteristic function, and what both leave out is
+    less than 1e-16.
     """
-    size_a, size_b = np.asarray(a), np.asarray(b)
-    mean = size_a * size_b / width
-    variance = mean * (1 - size_a / width) * (width - size_b) / max(1, width - 1)
-    half = 32 + int(np.ceil(12 * np.sqrt(variance.sum())))
-    window = 1 << (2 * half).bit_length()
-    base = np.maximum(0, np.floor(mean).astype(int) - half)
-    counts = base[:, None] + np.arange(window)  # [layer, count]
-    pmf = _hypergeometric(counts, size_a[:, None], size_b[:, None], width)
-    union = size_a[:, None] + size_b[:, None] - counts
-    jaccard = (pmf * counts / np.maximum(union, 1)).sum(axis=1)
-    layer_expected = np.where(size_a + size_b > 0, jaccard, np.nan)
-    total = np.fft.irfft(np.fft.rfft(pmf, axis=1).prod(axis=0), n=window).clip(min=0)
+    parts = [_block(a[rows], b[rows], shared[rows], width) for rows in _blocks(a, b, width)]
+    return Levels(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Levels)))
+
+
+def _block(a: np.ndarray, b: np.ndarray, shared: np.ndarray, width: int) -> Levels:
+    first, pmf = in_layers(a, b, width)
+    layer = _summary(first, pmf, a, b, shared)
+    low, total = in_total(first, pmf, a, b, width)
+    whole = _summary(low, total, a.sum(axis=1), b.sum(axis=1), shared.sum(axis=1))
+    return Levels((a * b / width).sum(axis=1), *whole, *layer)
+
+
+def in_layers(
+    a: Int[np.ndarray, "*any"], b: Int[np.ndarray, "*any"], width: int
+) -> tuple[Int[np.ndarray, "*any"], Float[np.ndarray, "*any count"]]:
+    """Distribution of how many neurons sets of a and b out of `width` share: first + k with probability pmf[..., k].
+
+    From the mode outwards by the ratio of neighbours, which is 0 where the support ends.
+    """
+    half = _reach(_variance(a, b, width).max(initial=0.0))
+    mode = (a + 1) * (b + 1) // (width + 2)
+    free, steps = width - a - b, np.arange(half)
+    wide = [part[..., None].astype(float) for part in (a, b, free, mode)]
+    up, down = wide[3] + steps, wide[3] - steps
+    rising = (wide[0] - up) * (wide[1] - up) / ((up + 1) * (wide[2] + up + 1))
+    falling = down * (wide[2] + down) / ((wide[0] - down + 1) * (wide[1] - down + 1))
+    np.cumprod(rising, axis=-1, out=rising)
+    np.cumprod(falling, axis=-1, out=falling)
+    pmf = np.concatenate([falling[..., ::-1], np.ones_like(wide[3]), rising], axis=-1)
+    pmf /= pmf.sum(axis=-1, keepdims=True)
+    return mode - half, pmf
+
+
+def in_total(
+    first: Int[np.ndarray, "pair layer"],
+    pmf: Float[np.ndarray, "pair layer count"],
+    a: Int[np.ndarray, "pair layer"],
+    b: Int[np.ndarray, "pair layer"],
+    width: int,
+) -> tuple[Int[np.ndarray, " pair"], Float[np.ndarray, "pair count"]]:
+    """Distribution of the sum over layers, as in `in_layers`: a product of transforms on a window around the mean."""
+    variance = _variance(a, b, width).sum(axis=1)
+    widest = variance.max(initial=0.0)
+    window = 1 << (2 * _reach(widest)).bit_length()
+    angle = 2 * np.pi / window
+    frequencies = np.arange(window // 2 + 1)
+    frequencies = frequencies[variance.min(initial=widest) * (1 - np.cos(angle * frequencies)) <= _TAIL]
+    turns = angle * np.outer(np.arange(pmf.shape[-1]), frequencies)
+    transform = (pmf @ np.cos(turns) - 1j * (pmf @ np.sin(turns))).prod(axis=1)
     # the transform counts modulo the window; turn it so that the mean stands in the middle
-    low = max(0, round(float(mean.sum())) - window // 2)
-    total = np.roll(total, int(base.sum()) - low)
-    inside = low + np.arange(window) <= np.minimum(size_a, size_b).sum()
-    total = np.where(inside, total, 0.0)
-    return Chance(int(size_a.sum()), int(size_b.sum()), low, total / total.sum(), layer_expected)
+    low = np.rint((a * b / width).sum(axis=1)).astype(int) - window // 2
+    shift = (first.sum(axis=1) - low) % window
+    transform *= np.exp(-1j * angle * (shift[:, None] * frequencies % window))
+    total = np.fft.irfft(np.pad(transform, ((0, 0), (0, window // 2 + 1 - len(frequencies)))), n=window, axis=1)
+    counts = low[:, None] + np.arange(window)
+    inside = (counts >= 0) & (counts <= np.minimum(a, b).sum(axis=1)[:, None])
+    total = np.where(inside, total.clip(min=0), 0.0)
+    return low, total / total.sum(axis=1, keepdims=True)
 
 
-def over_site(a: int, b: int, num_layers: int, width: int) -> Chance:
-    """Sets of `a` and `b` neurons drawn independently over all layers.
+def _summary(
+    first: np.ndarray, pmf: np.ndarray, a: np.ndarray, b: np.ndarray, shared: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Expected Jaccard index, its 2.5 % and 97.5 % quantile, and the p-value of `shared`."""
+    counts = first[..., None] + np.arange(pmf.shape[-1])
+    both = (a + b).astype(float)
+    expected = (pmf * (counts / np.maximum(both[..., None] - counts, 1.0))).sum(axis=-1)
+    cumulative = pmf.cumsum(axis=-1)
+    last = pmf.shape[-1] - 1
+    ends = [first + np.minimum((cumulative < q - 1e-12).sum(axis=-1), last) for q in (0.025, 0.975)]
+    low, high = (end / np.maximum(both - end, 1.0) for end in ends)
+    place = shared - first
+    at = [np.take_along_axis(cumulative, np.clip(p, 0, last)[..., None], -1)[..., 0] for p in (place, place - 1)]
+    below, under = (np.where(p < 0, 0.0, value) for p, value in zip((place, place - 1), at, strict=True))
+    p = np.clip(2 * np.minimum(below, 1 - under), P_FLOOR, 1.0)
+    nothing = both == 0
+    found = [np.where(nothing, np.nan, value) for value in (expected, low, high)]
+    return found[0], found[1], found[2], np.where((a == 0) | (b == 0), np.nan, p)
 
-    Within a layer that has members the Jaccard then has the same expectation as over the site: each of the site's union
-    is shared with the same probability wherever it stands.
-    """
-    whole = by_layer([a], [b], num_layers * width)
-    return Chance(a, b, whole.low_count, whole.pmf, np.repeat(whole.layer_expected, num_layers))
+
+def _variance(a: np.ndarray, b: np.ndarray, width: int) -> np.ndarray:
+    return a * b / width * (1 - a / width) * (width - b) / max(1, width - 1)
 
 
-def _hypergeometric(shared: np.ndarray, a: np.ndarray, b: np.ndarray, width: int) -> np.ndarray:
-    """Probability that a set of `a` and a set of `b` out of `width` share this many."""
-    table = _log_factorials(width)
-    possible = (shared <= np.minimum(a, b)) & (shared >= a + b - width)
-    x = np.where(possible, shared, np.maximum(0, a + b - width))
-    choose_x = table[b] - table[x] - table[b - x]
-    choose_rest = table[width - b] - table[a - x] - table[width - b - a + x]
-    choose_all = table[width] - table[a] - table[width - a]
-    return np.where(possible, np.exp(choose_x + choose_rest - choose_all), 0.0)
+def _reach(variance: float) -> int:
+    """Distance from the mean that a sum of Bernoulli variables passes with probability below 1e-16 (Bernstein)."""
+    third = _TAIL / 3
+    return int(np.ceil(third + np.sqrt(third**2 + 2 * _TAIL * variance))) + 2
 
 
-@lru_cache(maxsize=8)
-def _log_factorials(largest: int) -> np.ndarray:
-    from scipy.special import gammaln
-
-    return gammaln(np.arange(largest + 1) + 1.0)
+def _blocks(a: np.ndarray, b: np.ndarray, width: int) -> Iterator[slice]:
+    entries = a.shape[1] * (2 * _reach(_variance(a, b, width).max(initial=0.0)) + 1)
+    size = max(1, _BLOCK // entries)
+    return (slice(start, start + size) for start in range(0, max(1, len(a)), size))

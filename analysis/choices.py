@@ -12,14 +12,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..attribution.encoding import IGNORED, answer_log_probs, forward
+from ..attribution.encoding import IGNORED, Batch, answer_log_probs, forward
 from ..corpora.examples import Corpus
 from ..neurons.errors import SubjectError
 from ..neurons.subject import Subject
 from .plans import EncodedChoices, Part, encode_rows, plan_choices
+from .stages import Stage, Whole
 
 TIE = 1e-5  # losses closer than this (relative, at least absolute) are equal: rounding differs by batch shape
 
@@ -53,8 +54,31 @@ def choice_losses(
 
     Raises SubjectError that names the example when a loss is not finite.
     """
-    plan = _planned(subject, corpus, max_tokens)
-    losses = _raw_losses(subject, plan)
+    plan = planned(subject, corpus, max_tokens=max_tokens)
+    return finished(subject, plan, _raw_losses(subject, plan), normalise=normalise)
+
+
+def answer_correct(
+    subject: Subject, corpus: Corpus | EncodedChoices, *, max_tokens: int = 4096, normalise: bool = False
+) -> Bool[Tensor, " example"]:
+    """Whether the right choice alone has the lowest loss; a tie (within rounding, `TIE`) is wrong."""
+    plan = planned(subject, corpus, max_tokens=max_tokens)
+    return right_lowest(plan, choice_losses(subject, plan, normalise=normalise))
+
+
+def right_lowest(plan: EncodedChoices, losses: Float[Tensor, "example choice"]) -> Bool[Tensor, " example"]:
+    """Whether the right choice alone has the lowest of these losses."""
+    losses = losses.nan_to_num(nan=torch.inf)
+    right = losses.gather(1, plan.answer[:, None])
+    others = losses.scatter(1, plan.answer[:, None], torch.inf).amin(dim=1)
+    right = right.squeeze(1)
+    return others - right > TIE * right.abs().clamp(min=1)
+
+
+def finished(
+    subject: Subject, plan: EncodedChoices, losses: Float[Tensor, "example choice"], *, normalise: bool
+) -> Float[Tensor, "example choice"]:
+    """Sums of token losses as `choice_losses` gives them. Raises SubjectError that names an example without a finite one."""
     there = plan.lengths > 0
     if not bool(losses[there].isfinite().all()):
         row, column = (there & ~losses.isfinite()).nonzero()[0].tolist()
@@ -66,19 +90,8 @@ def choice_losses(
     return losses.masked_fill(~there, torch.nan)
 
 
-def answer_correct(
-    subject: Subject, corpus: Corpus | EncodedChoices, *, max_tokens: int = 4096, normalise: bool = False
-) -> Bool[Tensor, " example"]:
-    """Whether the right choice alone has the lowest loss; a tie (within rounding, `TIE`) is wrong."""
-    plan = _planned(subject, corpus, max_tokens)
-    losses = choice_losses(subject, plan, normalise=normalise).nan_to_num(nan=torch.inf)
-    right = losses.gather(1, plan.answer[:, None])
-    others = losses.scatter(1, plan.answer[:, None], torch.inf).amin(dim=1)
-    right = right.squeeze(1)
-    return others - right > TIE * right.abs().clamp(min=1)
-
-
-def _planned(subject: Subject, corpus: Corpus | EncodedChoices, max_tokens: int) -> EncodedChoices:
+def planned(subject: Subject, corpus: Corpus | EncodedChoices, *, max_tokens: int) -> EncodedChoices:
+    """The plan of a corpus, or the plan that was given. Raises SubjectError for one that another subject encoded."""
     if isinstance(corpus, Corpus):
         return encode_choices(subject, corpus, max_tokens=max_tokens)
     if corpus.subject != subject.fingerprint:
@@ -91,17 +104,31 @@ def _planned(subject: Subject, corpus: Corpus | EncodedChoices, max_tokens: int)
 
 def _raw_losses(subject: Subject, plan: EncodedChoices) -> Float[Tensor, "example choice"]:
     """Sums of token losses; NaN where nothing was scored."""
-    dtype = torch.float64 if subject.dtype == torch.float64 else torch.float32
-    flat = torch.full((plan.lengths.numel(),), torch.nan, dtype=dtype)
+    flat = torch.full((plan.lengths.numel(),), torch.nan, dtype=loss_dtype(subject))
     with subject.quiet(), torch.no_grad():
-        for batch in plan.plain:
-            flat[batch.rows] = -answer_log_probs(forward(subject, batch), batch.targets).sum(dim=1).to("cpu", dtype)
-        for part in plan.parts:
-            flat[part.cell.cpu()] = -_part_log_probs(subject, part).to("cpu", dtype)
+        for piece in (*plan.plain, *plan.parts):
+            cells, losses = piece_losses(subject, piece, stage=Whole())
+            flat[cells] = losses
     return flat.view(plan.lengths.shape)
 
 
-def _part_log_probs(subject: Subject, part: Part) -> Float[Tensor, " pair"]:
+def loss_dtype(subject: Subject) -> torch.dtype:
+    """What losses are kept in."""
+    return torch.float64 if subject.dtype == torch.float64 else torch.float32
+
+
+def piece_losses(
+    subject: Subject, piece: Batch | Part, *, stage: Stage
+) -> tuple[Int[Tensor, " pair"], Float[Tensor, " pair"]]:
+    """Sums of token losses of one piece of a plan, and their cells in its flat [example, choice] table."""
+    if isinstance(piece, Batch):
+        with stage.during("prompt"):
+            log_probs = answer_log_probs(forward(subject, piece), piece.targets).sum(dim=1)
+        return piece.rows, -log_probs.to("cpu", loss_dtype(subject))
+    return piece.cell.cpu(), -_part_log_probs(subject, piece, stage).to("cpu", loss_dtype(subject))
+
+
+def _part_log_probs(subject: Subject, part: Part, stage: Stage) -> Float[Tensor, " pair"]:
     model, accepted = subject.model, inspect.signature(subject.model.forward).parameters
     padded = not bool(part.real.all())
     further = len(part.tail_pair) > 0
@@ -110,19 +137,22 @@ def _part_log_probs(subject: Subject, part: Part) -> Float[Tensor, " pair"]:
         arguments |= _padding(part.real, part.prompt.shape[1], accepted)
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = 1
-    output = model(**arguments)
+    with stage.during("prompt"):
+        output = model(**arguments)
     spread = output.logits[:, -1:].log_softmax(dim=-1, dtype=_wide(output.logits))
     scored = spread[part.owner, 0].gather(1, part.first.clamp(min=0)[:, None]).squeeze(1)
     scored = scored.masked_fill(part.first == IGNORED, 0.0)
     if not further:
         return scored
     owner, cache = part.owner[part.tail_pair], output.past_key_values
+    stage.between(cache)
     cache.batch_select_indices(owner)
     arguments = {"input_ids": part.tail_ids, "past_key_values": cache, "use_cache": True}
     if padded:  # the tail's own padding stands behind what it could disturb
         real = torch.cat([part.real[owner], torch.ones_like(part.tail_ids, dtype=torch.bool)], dim=1)
         arguments |= _padding(real, part.tail_ids.shape[1], accepted)
-    logits = model(**arguments).logits
+    with stage.during("tail"):
+        logits = model(**arguments).logits
     return scored.index_add(0, part.tail_pair, answer_log_probs(logits, part.tail_targets).sum(dim=1).to(scored.dtype))
 
 

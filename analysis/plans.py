@@ -35,6 +35,16 @@ class Part:
     tail_ids: Int[Tensor, "tail token"]
     tail_targets: Int[Tensor, "tail token"]
 
+    def first_prompts(self, count: int) -> Part:
+        """The same for the first prompts alone."""
+        here = self.owner < count
+        further = here[self.tail_pair]
+        numbers = here.long().cumsum(dim=0) - 1
+        return Part(
+            self.prompt[:count], self.real[:count], self.owner[here], self.cell[here], self.first[here],
+            numbers[self.tail_pair[further]], self.tail_ids[further], self.tail_targets[further],
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedChoices:

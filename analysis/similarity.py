@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,15 +13,20 @@ from torch import Tensor
 
 from ..neurons.atlas import Record, library_versions, record_type
 from ..neurons.errors import SetError
+from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .ablate import control
-from .parameters import neuron_parameters
+from .alignment import Align, check_align, table_of, unshared_table
+from .overlap import comparable
+from .parameters import matrix_names, neuron_parameters
+
+Of = Literal["weights", "deltas"]
 
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """Cosine of the mean parameter vectors of every pair of sets.
+    """Cosine of the parameters of every pair of sets, by default of their mean vectors.
 
     `values` [group, group, layer] is over all members, `values_unshared` over the members that the other set lacks
     (shared neurons raise a cosine by themselves). `chance`, `chance_low` and `chance_high` are the mean and the central
@@ -57,84 +62,120 @@ def similarity_from_record(record: Record) -> Similarity:
     return Similarity(**{**record.meta, **{key: torch.from_numpy(array) for key, array in record.arrays.items()}})
 
 
-def similarity(subject: Subject, sets: Mapping[str, NeuronSet], *, controls: int = 20, seed: int = 0) -> Similarity:
+def similarity(
+    subject: Subject,
+    sets: Mapping[str, NeuronSet],
+    *,
+    align: Align = "mean",
+    matrices: Sequence[str] | None = None,
+    center: bool = False,
+    base: Subject | None = None,
+    of: Of = "weights",
+    scores: Scores | None = None,
+    controls: int = 20,
+    seed: int = 0,
+) -> Similarity:
     """How alike the parameters of every pair of sets are, layer by layer, against matched random sets.
 
-    Leng & Xiong (section 5) compare "task-specific neuron parameters" by cosine and leave open which matrices are
-    meant, how two different index sets are aligned, and what happens to shared neurons. Here: a neuron's parameters are
-    those of `neuron_parameters`, concatenated as they stand, without centring or scaling; a set's vector in a layer is
-    their mean, which needs no alignment; and the cosine is given with and without shared neurons. Repeat c of `chance`
-    compares the c-th controls of the two sets, drawn independently, so that it holds no overlap beyond that of chance:
-    hold it against `values_unshared` first. With 20 repeats the central 95 % are nearly the extremes.
+    Leng & Xiong (arXiv 2407.06488, section 5) compare "task-specific neuron parameters" by cosine and leave open which
+    matrices are meant, how two different index sets are aligned, whether shared neurons count, and whether weights or
+    what training changed of them is compared. Here these are options:
 
-    Raises SetError when there is no set, when sets differ in site, or when one belongs to another subject.
+    - `matrices`: those of `neuron_parameters` (`gate`, `up`, `down`), concatenated as they stand; by default all.
+    - `align`: `mean` takes the cosine of the two sets' mean vectors and `pairs` the mean cosine over all pairs of
+      neurons, which need no alignment; `index` and `score` concatenate the neurons in the order of their index, or of
+      their `scores` (the group's own, highest first), as far as both sets have some; `match` takes the mean cosine over
+      the one-to-one assignment with the highest.
+    - `center` takes the mean of all the layer's neurons off first; without it, what they have in common counts.
+    - `base` is the subject before training; the sets may be its own. `of="deltas"` compares this subject's weights less
+      those of `base`. A neuron that was not trained has no direction: where a whole set has not (with `pairs` and
+      `match`, one of its neurons), the value is NaN (`match` takes 0).
+
+    Shared neurons are in `values` and not in `values_unshared`. Repeat c of `chance` compares the c-th controls of the
+    two sets, drawn independently, so that it holds no overlap beyond that of chance: hold it against `values_unshared`
+    first. With 20 repeats the central 95 % are nearly the extremes. Weights are read layer by layer, also those of an
+    offloaded subject.
+
+    Raises SetError when there is no set, when sets differ in site, when one belongs to neither subject, or when `score`
+    is asked for without scores of every set's group.
     """
-    if not sets:
-        raise SetError("no sets to compare; give {name: NeuronSet}, for example from npl.select")
-    chosen = list(sets.values())
+    chosen = comparable(sets)
+    check_align(align)
+    if of not in get_args(Of) or (of == "deltas" and base is None):
+        raise SetError(f"of={of!r} with{'out' if base is None else ''} a base; expected weights, or deltas with base=")
+    changed = base if of == "deltas" else None
+    order = _order(sets, scores) if align == "score" else None
     for neurons in chosen:
-        neurons.check(subject)
-        _ = chosen[0] & neurons  # raises where the two cannot be compared
+        neurons.check(base if base is not None and neurons.subject == base.fingerprint else subject)
     masks = torch.stack([neurons.mask for neurons in chosen])
     randoms = [
-        [control(neurons, name=name, repeat=repeat, seed=seed).mask for name, neurons in sets.items()]
+        torch.stack([control(neurons, name=name, repeat=repeat, seed=seed).mask for name, neurons in sets.items()])
         for repeat in range(controls)
     ]
-    rows = [
-        _layer(
-            neuron_parameters(subject, chosen[0].site, layer), masks[:, layer], [[m[layer] for m in r] for r in randoms]
-        )
-        for layer in range(masks.shape[1])
-    ]
+    rows = []
+    for layer in range(masks.shape[1]):
+        parameters = _compared(subject, changed, chosen[0].site, layer, matrices, center)
+        priority = None if order is None else order[:, layer]
+        rows.append(_layer(parameters, masks[:, layer], [r[:, layer] for r in randoms], align, priority))
     values, unshared, chance, low, high = (torch.stack(column, dim=-1).cpu() for column in zip(*rows, strict=True))
     return Similarity(
-        chosen[0].site, subject.fingerprint, tuple(sets), masks.sum(dim=2), values, unshared, chance, low, high,
+        chosen[0].site, chosen[0].subject, tuple(sets), masks.sum(dim=2), values, unshared, chance, low, high,
         origin={
-            "vector": "mean of the neurons' concatenated weights", "measure": "cosine",
+            "vector": "mean of the neurons' concatenated weights" if align == "mean" else "the neurons' own",
+            "measure": "cosine", "align": align, "center": center,
+            "matrices": list(matrices or matrix_names(subject, chosen[0].site)),
+            "of": of,
+            "model": subject.fingerprint, "base": None if base is None else base.fingerprint,
             "controls": controls, "seed": seed,
             "sets": {name: neurons.digest for name, neurons in sets.items()}, "versions": library_versions(),
         },
     )  # fmt: skip
 
 
+def _compared(
+    subject: Subject, base: Subject | None, site: str, layer: int, matrices: Sequence[str] | None, center: bool
+) -> Float[Tensor, "neuron parameter"]:
+    """The weights of a layer's neurons, or what training changed of them."""
+    parameters = neuron_parameters(subject, site, layer, matrices=matrices)
+    if base is not None:
+        before = neuron_parameters(base, site, layer, matrices=matrices)
+        if before.shape != parameters.shape:
+            raise SetError(
+                f"layer {layer} of {subject.name!r} has {list(parameters.shape)} numbers in its neurons, of "
+                f"{base.name!r} {list(before.shape)}; give two checkpoints of one model"
+            )
+        parameters = parameters - before.to(parameters.device)
+    return parameters - parameters.mean(dim=0) if center else parameters
+
+
+def _order(sets: Mapping[str, NeuronSet], scores: Scores | None) -> Float[Tensor, "group layer neuron"]:
+    """Every set's own scores."""
+    if scores is None:
+        raise SetError("align='score' orders neurons by their scores; give scores=")
+    first = next(iter(sets.values()))
+    found = torch.stack([scores.of(name) for name in sets])
+    if (scores.site, scores.subject, *found.shape[1:]) != (first.site, first.subject, *first.mask.shape):
+        raise SetError(
+            f"the scores are of site {scores.site!r} of subject {scores.subject}, the sets of site {first.site!r} of "
+            f"{first.subject}; give the scores that the sets were selected from"
+        )
+    return found
+
+
 def _layer(
-    parameters: Float[Tensor, "neuron parameter"], masks: Bool[Tensor, "group neuron"], randoms: list[list[Tensor]]
+    parameters: Float[Tensor, "neuron parameter"],
+    masks: Bool[Tensor, "group neuron"],
+    randoms: Sequence[Bool[Tensor, "group neuron"]],
+    align: Align,
+    order: Float[Tensor, "group neuron"] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Values, unshared values, and mean, low and high of chance, each [group, group]."""
-    values = _cosine(_means(parameters, masks))
-    unshared = torch.full_like(values, torch.nan)
-    for i in range(len(masks)):
-        others = [j for j in range(len(masks)) if j != i]
-        if others:
-            mine = _means(parameters, masks[i] & ~masks[others])
-            theirs = _means(parameters, masks[others] & ~masks[i])
-            unshared[i, others] = _pairwise(mine, theirs)
+    values = table_of(parameters, masks, align, order)
+    unshared = unshared_table(parameters, masks, align, order)
     if not randoms:
         nothing = torch.full_like(values, torch.nan)
         return values, unshared, nothing, nothing.clone(), nothing.clone()
-    repeats = torch.stack([_cosine(_means(parameters, torch.stack(row))) for row in randoms])
+    repeats = torch.stack([table_of(parameters, row, align, order) for row in randoms])
     repeats[:, range(len(masks)), range(len(masks))] = torch.nan  # a control compared with itself says nothing
     low, high = torch.quantile(repeats, torch.tensor([0.025, 0.975]).to(repeats), dim=0)
     return values, unshared, repeats.mean(dim=0), low, high
-
-
-def _means(parameters: Tensor, masks: Bool[Tensor, "set neuron"]) -> Float[Tensor, "set parameter"]:
-    """Mean parameter vector of each set, NaN for an empty one; only the members' rows are read."""
-    masks = masks.to(parameters.device)
-    counts = masks.sum(dim=1)
-    members = masks.nonzero()[:, 1]
-    starts = counts.cumsum(dim=0) - counts
-    sums = torch.nn.functional.embedding_bag(members, parameters, starts, mode="sum")
-    return sums / torch.where(counts > 0, counts, torch.nan)[:, None]
-
-
-def _cosine(vectors: Float[Tensor, "set parameter"]) -> Float[Tensor, "set set"]:
-    unit = vectors / vectors.norm(dim=1, keepdim=True)
-    # NaN rows would spread through a product of finite rows with zeros, so they are put back afterwards
-    missing = unit.isnan().any(dim=1)
-    table = unit.nan_to_num() @ unit.nan_to_num().T
-    return table.masked_fill(missing[:, None] | missing[None], torch.nan)
-
-
-def _pairwise(a: Float[Tensor, "pair parameter"], b: Float[Tensor, "pair parameter"]) -> Float[Tensor, " pair"]:
-    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))

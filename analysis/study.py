@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, tokenizer_fingerprint
+from . import cards, movement, ranks, redundancy, representations, transfer, trees  # noqa: F401  (records, likewise)
+from .curves import Curve
 from .effects import Effects
+from .evaluation import Evaluation
 from .overlap import Overlap
 from .similarity import Similarity
 
@@ -28,7 +32,12 @@ MADE_BY = {
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "importance": "neuropolis locate --preset fuxitranyu",
     "fidelity": "neuropolis fidelity", "stability": "neuropolis stability",
+    "layer_sweep": "neuropolis sweep", "dose_response": "neuropolis dose",
     "continual": "neuropolis continual", "sweep": "neuropolis proportion",
+    "ranks": "neuropolis overlap", "tree": "neuropolis overlap", "mantel": "neuropolis overlap --distances FILE",
+    "movement": "neuropolis similarity --after MODEL", "transfer": "neuropolis similarity --gains STUDY",
+    "representations": "neuropolis represent", "redundancy": "neuropolis redundancy", "cards": "neuropolis neuron",
+    "evaluation": "neuropolis evaluate",
 }  # fmt: skip
 
 
@@ -58,6 +67,26 @@ class Study:
 
         Raises AtlasError that says what there is, or which command makes it.
         """
+        name = self._named(kind, name)
+        if (kind, name) not in self._read:
+            with Atlas(self.path, verify=False) as atlas:
+                self._read[kind, name] = decode(atlas.record(kind, name))
+        return self._read[kind, name]
+
+    @contextmanager
+    def lazily(self, kind: str, name: str | None = None) -> Iterator[Record]:
+        """One record whose arrays are read when they are indexed (`record.arrays["values"][group]`), inside the block.
+
+        For artefacts that are larger than memory should hold. Raises what `get` raises.
+        """
+        name = self._named(kind, name)
+        if (kind, name) in self._read:
+            yield self._read[kind, name].to_record(name)
+            return
+        with Atlas(self.path, verify=False) as atlas:
+            yield atlas.lazily(kind, name)
+
+    def _named(self, kind: str, name: str | None) -> str:
         names = self.names(kind)
         if not names:
             made = f"; make it with '{MADE_BY[kind]}'" if kind in MADE_BY else ""
@@ -67,10 +96,7 @@ class Study:
         if name is None or name not in names:
             asked = "several" if name is None else f"no {name!r} among its"
             raise AtlasError(f"{self.path} has {asked} records of kind {kind}: {', '.join(names)}; name one of them")
-        if (kind, name) not in self._read:
-            with Atlas(self.path, verify=False) as atlas:
-                self._read[kind, name] = decode(atlas.record(kind, name))
-        return self._read[kind, name]
+        return name
 
     @property
     def scores(self) -> Scores:
@@ -84,6 +110,16 @@ class Study:
     @property
     def effects(self) -> Effects:
         return self.get("effects")
+
+    @property
+    def layer_sweep(self) -> Curve:
+        """What one layer's share of each set does."""
+        return self.get("layer_sweep")
+
+    @property
+    def dose_response(self) -> Curve:
+        """What larger and larger sets do."""
+        return self.get("dose_response")
 
     @property
     def overlap(self) -> Overlap:
@@ -107,6 +143,11 @@ class Study:
     def stability(self) -> Stability:
         """How far a selection moves when one thing about it is changed."""
         return self.get("stability")
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What lm-evaluation-harness measured, intact and under each condition."""
+        return self.get("evaluation")
 
     @property
     def continual(self) -> Continual:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..neurons.errors import SiteError
+from ..neurons.offload import kept_elsewhere
 from ..neurons.sites import Site, is_transposed, projection_widths
 from .engine import Job
 from .methods import register_method
@@ -36,7 +37,8 @@ def active(activation: Tensor) -> Tensor:
     """P(a > 0): the share of a group's tokens at which the neuron's value at this site is positive.
 
     LAPE's p (Tang et al., arXiv 2402.16438, Eq 4) where the site is the activation function's output or, the same, its
-    input: `gate` on gated FFNs, `mlp` on others. Cost: the forward, one comparison per activation.
+    input: `gate` on gated FFNs, `mlp` on others. At site `expert` a token that is not routed to the unit's expert is one at
+    which it is not positive. Cost: the forward, one comparison per activation.
     """
     return torch.gt(activation, 0, out=torch.empty_like(activation))
 
@@ -54,7 +56,7 @@ def weight_norms(site: Site) -> Float[Tensor, "layer neuron"]:
     """Euclidean norm of the weights that go with each neuron.
 
     For sites on the input side of a projection (`mlp`, `attn`) its outgoing weights: the column of that projection that
-    reads it. For sites on an output side the row that computes it. Raises SiteError where the weights are not in memory.
+    reads it. For sites on an output side the row that computes it. Raises SiteError where the weights are kept nowhere.
     """
     norms = []
     for tap in site.taps:
@@ -62,7 +64,11 @@ def weight_norms(site: Site) -> Float[Tensor, "layer neuron"]:
         weight = tap.module.weight
         assert isinstance(weight, Tensor)
         if weight.is_meta:
-            raise SiteError(f"{tap.path}: its weights are offloaded, their norms cannot be taken; load them in memory")
+            weight = kept_elsewhere(tap.module, "weight")
+        if weight is None:
+            raise SiteError(
+                f"{tap.path}: its weights are kept nowhere, their norms cannot be taken; load them in memory"
+            )
         outputs = 1 if is_transposed(tap.module) else 0
         reduced = outputs if tap.side == "in" else 1 - outputs
         norm = torch.linalg.vector_norm(

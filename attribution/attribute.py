@@ -231,6 +231,12 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
                 f"group {group!r} has {count} examples left after those that are not finite were skipped, expected at least "
                 f"{asked.min_examples}; check the model's weights and dtype"
             )
+    for group, count in zip(groups, sums.counts[number:].tolist(), strict=False):
+        if count == 0:
+            raise CorpusError(
+                f"no control twin of group {group!r} is left after those that are not finite were skipped; check the model's "
+                "weights and dtype, or leave controls out"
+            )
     if method.finish is not None or method.rows is not None:
         # own groups and control twins apart: what compares groups must not see both
         signed = torch.cat(

@@ -38,7 +38,8 @@ def culnig(
 
     Every example needs its control twin. Scores are method `culnig`; a group's score is its sum over examples divided by
     the number of all examples, minus the same of the twins, so that groups with more questions weigh more (as in the
-    authors' code). Shares are rounded down.
+    authors' code). Shares are rounded down. With on_not_finite="skip" only examples that were scored count; a group's twins
+    weigh as much as its questions, so that one that was skipped stands for the mean of the others.
 
     - "general": the `mlp_top` of the `mlp` sites and the `attention_top` of the `attention` sites by the sum over groups,
       without the top `countries_top` of each of the two on `countries`.

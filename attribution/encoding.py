@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..corpora.examples import Corpus, CorpusError, Example, Messages
 from ..neurons.errors import SubjectError
+from ..neurons.positions import answers_at
 from ..neurons.subject import Subject
 
 PaddingSide = Literal["left", "right"]
@@ -162,11 +163,22 @@ def forward(subject: Subject, batch: Batch) -> Float[Tensor, "batch kept vocabul
         if "position_ids" in accepted:
             positions = (batch.real.long().cumsum(dim=1) - 1).clamp(min=0)
             arguments["position_ids"] = positions.to(device)
-    if isinstance(batch.keep, int):
-        if "logits_to_keep" in accepted:
-            return subject.model(**arguments, logits_to_keep=batch.keep).logits
-        return subject.model(**arguments).logits[:, -batch.keep :]
-    return _at(subject, arguments, batch.keep.to(device))
+    with answers_at(lambda: answer_places(batch)):
+        if isinstance(batch.keep, int):
+            if "logits_to_keep" in accepted:
+                return subject.model(**arguments, logits_to_keep=batch.keep).logits
+            return subject.model(**arguments).logits[:, -batch.keep :]
+        return _at(subject, arguments, batch.keep.to(device))
+
+
+def answer_places(batch: Batch) -> Bool[Tensor, "batch token"]:
+    """Which input tokens are the answers': those after a position that predicts one (the last answer token is no input)."""
+    scored, length = batch.targets != IGNORED, batch.input_ids.shape[1]
+    keep = batch.keep
+    places = torch.arange(length - keep, length).expand(len(scored), -1) if isinstance(keep, int) else keep
+    found = torch.zeros((len(scored), length + 1), dtype=torch.bool)
+    found[torch.arange(len(scored))[:, None].expand_as(places)[scored], places[scored] + 1] = True
+    return found[:, :length]
 
 
 def _at(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -85,11 +86,14 @@ def lape_sets(scores: Scores, *, top: float = 0.01, bar: float = BAR, site: str 
 
 
 def activation_sign(subject: Subject, site: Site) -> Site:
-    """Where the sign of a site's activation function is read: for `mlp` the gate where there is one, else the site itself.
+    """Where the sign of a site's activation function is read: for `mlp` and `expert` the gate where there is one, else the
+    site itself.
 
     SiLU and GELU are positive exactly where what they are given is; the FFN's intermediate unit is not, since `up` is
     multiplied in. Raises SiteError when a gate is there but cannot be found.
     """
+    if site.name == "expert" and getattr(site.taps[0].module, "has_gate", False):
+        return replace(site, taps=tuple(replace(tap, gate=True) for tap in site.taps))
     if site.name != "mlp":
         return site
     try:
@@ -136,8 +140,11 @@ def lape(activation: Tensor) -> Tensor:
 
     Tang et al. (arXiv 2402.16438) Eq 4 to 6: LAPE = -sum_k p'_k log p'_k with p' = p / sum_k p, p_k = P(act > 0 | group k).
     Turned round, so that more is more specific: log G for a neuron that one group alone activates. The neurons of the top 1 %
-    in any group, each in the groups where it is not 0, are those of `lape_masks`. For site `mlp` the sign is read at the gate
-    where there is one (`activation_sign`). Cost: the forward, one comparison per activation.
+    in any group, each in the groups where it is not 0, are those of `lape_masks`. For sites `mlp` and `expert` the sign is read
+    at the gate where there is one (`activation_sign`). Cost: the forward, one comparison per activation.
+
+    At `expert` a token that is not routed to the unit's expert counts as one that does not activate it: p_k = P(routed to the
+    expert and act > 0 | group k), so that experts which a group seldom reaches are not its own.
     """
     return active(activation)
 

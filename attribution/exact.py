@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..neurons.errors import SetError, SiteError
+from ..neurons.errors import SetError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.sites import Site
@@ -21,11 +20,11 @@ from .encoding import Batch
 from .engine import Job, begin, evaluate, one_pass
 from .methods import Method, register_method
 from .readings import Reading, Run
+from .reuse import noting, of_rows, reusable_blocks, reusing, same
 from .sums import Sums
 
 Within = Literal["layer", "site"]
 NOBODY = torch.tensor([-1])  # in the place of a neuron: nothing is silenced
-CLOSE = {torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @register_method("exact", reads="job", tokens="sum")
@@ -106,20 +105,20 @@ def _exact_batch(
     count, length = run.batch.input_ids.shape
     together = max(1, job.max_tokens // (count * length))  # neurons in one forward
     with job.subject.scoring(), torch.no_grad():
-        blocks = _blocks(job.subject) if reuse else []
+        blocks = reusable_blocks(job.subject) if reuse else []
         outputs: list[Any] = []
-        with _noting(blocks, outputs):
+        with noting(blocks, outputs):
             intact = evaluate(job, run)
-        usable = len(outputs) == len(blocks) > 0 and all(_of_rows(output, count) for output in outputs)
+        usable = len(outputs) == len(blocks) > 0 and all(of_rows(output, count) for output in outputs)
         for layer in range(site.num_layers):
             found = intact.new_zeros((count, site.width))
             indices = torch.tensor(chosen.get(layer, []), dtype=torch.long)
             for part in indices.split(together) if len(indices) else ():
                 values = None
                 if usable and layer > 0:
-                    with _reusing(blocks[:layer], outputs, 1 + len(part)):
+                    with reusing(blocks[:layer], outputs, 1 + len(part)):
                         values = _values(job, run, site, layer, torch.cat([NOBODY, part]))
-                    usable = _same(values[:, 0], intact, job.subject.dtype)
+                    usable = same(values[:, 0], intact, job.subject.dtype)
                     values = values[:, 1:] if usable else None
                 if values is None:
                     values = _values(job, run, site, layer, part)
@@ -154,61 +153,6 @@ def _repeated(batch: Batch, times: int) -> Batch:
     """Every row of a batch so many times, one beside the other."""
     names = ["rows", "input_ids", "real", "targets"] + ([] if isinstance(batch.keep, int) else ["keep"])
     return replace(batch, **{name: getattr(batch, name).repeat_interleave(times, dim=0) for name in names})
-
-
-def _blocks(subject: Subject) -> list[nn.Module]:
-    """The decoder's layers, lowest first; none where the architecture has no adapter."""
-    try:
-        return subject.blocks
-    except (SiteError, AttributeError, ValueError, KeyError, IndexError):
-        return []
-
-
-@contextmanager
-def _noting(blocks: Sequence[nn.Module], outputs: list[Any]) -> Iterator[None]:
-    """While the block runs, layers append what they give."""
-    handles = [block.register_forward_hook(lambda _m, _a, out: outputs.append(out)) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _reusing(blocks: Sequence[nn.Module], outputs: Sequence[Any], times: int) -> Iterator[None]:
-    """While the block runs, these layers do not compute: the last gives its noted output, rows repeated, the others anything.
-
-    A hook cannot leave a module's forward out, so their bound `forward` is shadowed on the instance and put back.
-    """
-    kept = [(block, block.__dict__.get("forward")) for block in blocks]
-    last = _mapped(outputs[len(blocks) - 1], lambda x: x.repeat_interleave(times, dim=0)) if blocks else None
-    try:
-        for block in blocks:
-            block.__dict__["forward"] = lambda *_args, **_kwargs: last
-        yield
-    finally:
-        for block, forward in kept:
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = forward
-
-
-def _mapped(output: Any, function: Any) -> Any:
-    return tuple(_mapped(part, function) for part in output) if isinstance(output, tuple) else function(output)
-
-
-def _same(again: Float[Tensor, " batch"], intact: Float[Tensor, " batch"], dtype: torch.dtype) -> bool:
-    """Whether reused layers gave the objective of the whole model."""
-    tolerance = CLOSE.get(dtype, 1e-4)
-    return torch.allclose(again, intact, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-def _of_rows(output: Any, count: int) -> bool:
-    if isinstance(output, tuple):
-        return len(output) > 0 and all(_of_rows(part, count) for part in output)
-    return isinstance(output, Tensor) and output.dim() == 3 and output.shape[0] == count
 
 
 def _unused(gradient: Tensor, activation: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..neurons.atlas import Record, record_type
+from ..neurons.pickling import by_fields
 
 Curve = Literal["deletion", "insertion"]
 RESAMPLES = 1000
@@ -51,6 +52,8 @@ class Fidelity:
     control_deletion: Float[Tensor, "control share example"]
     control_insertion: Float[Tensor, "control share example"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(self.methods))

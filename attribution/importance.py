@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from ..neurons.atlas import Record, record_type
 from ..neurons.errors import SetError
+from ..neurons.pickling import by_fields
 from ..neurons.scores import Scores
 
 
@@ -28,6 +29,8 @@ class Importance:
     values: Float[torch.Tensor, "group layer component"]
     widths: Int[torch.Tensor, " component"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))

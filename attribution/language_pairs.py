@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..neurons.errors import SetError
+from ..neurons.pickling import by_fields
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 
@@ -32,6 +33,8 @@ class PairNeurons:
     specific: Mapping[str, NeuronSet]
     spread: Float[Tensor, "layer neuron"]
     threshold: float
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "specific", MappingProxyType(dict(self.specific)))

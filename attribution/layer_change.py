@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..corpora.examples import Corpus
 from ..neurons.errors import SetError
+from ..neurons.pickling import by_fields
 from ..neurons.sites import unwrapped
 from ..neurons.subject import Subject
 from .encoding import Batch, batches, encode_corpus, forward, pad_id
@@ -35,6 +36,8 @@ class LayerChange:
     change: Float[Tensor, "group layer"]
     layers: tuple[int, ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "origin", MappingProxyType(dict(self.origin)))
@@ -104,16 +107,16 @@ def _mean_states(
     sums: Tensor | None = None
     with subject.scoring(), torch.no_grad():
         for batch in batches(encode_corpus(subject, corpus), max_tokens=max_tokens, pad_id=pad_id(subject)):
-            with _states(subject) as seen:
+            with block_states(subject) as seen:
                 forward(subject, batch)
-            passes = torch.stack([_pass(seen[place], batch, tokens) for place in sorted(seen)], dim=1)
+            passes = torch.stack([pass_vectors(seen[place], batch, tokens) for place in sorted(seen)], dim=1)
             sums = torch.zeros((len(counts), *passes.shape[1:]), dtype=passes.dtype) if sums is None else sums
             sums.index_add_(0, rows[batch.rows], passes)
     assert sums is not None
     return sums / counts[:, None, None]
 
 
-def _pass(state: Tensor, batch: Batch, tokens: Tokens) -> Float[Tensor, "batch model"]:
+def pass_vectors(state: Tensor, batch: Batch, tokens: Tokens) -> Float[Tensor, "batch model"]:
     """One vector for every example of a batch."""
     real = batch.real
     state = state.reshape(*real.shape, -1).cpu().double()
@@ -124,7 +127,7 @@ def _pass(state: Tensor, batch: Batch, tokens: Tokens) -> Float[Tensor, "batch m
 
 
 @contextmanager
-def _states(subject: Subject) -> Iterator[dict[int, Tensor]]:
+def block_states(subject: Subject) -> Iterator[dict[int, Tensor]]:
     """While the block runs, the state that enters layer i under i, and the one that leaves the last under their number."""
     seen: dict[int, Tensor] = {}
     blocks = [_block(subject, layer) for layer in range(subject.num_layers)]

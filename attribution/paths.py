@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ IgPath = Literal["joint", "layer"]
 EmbeddingBaseline = Literal["zero", "mean"]
 ConductanceRule = Literal["trapezoid", "left"]
 SEED_BYTES = 6
+TABLE_CHUNK = 2**26  # numbers of the embedding table that are in memory at once
 
 
 @register_method("ig", reads="job")
@@ -69,10 +70,10 @@ def conductance(
 
         score(t) = integral_0^1 dF/dw(t) * dw(t)/da da,     embeddings e0 + a * (e - e0)
 
-    Dhamdhere et al. 2018 (arXiv 1805.12233) Eq 3. The baseline e0 is the `mean` row of the embedding table, or `zero` (captum's
-    default; a model whose first layer is a norm has no usable gradient there, which the gap shows). A step adds the gradient
-    times the activation's change over that step: the mean of the gradients at both of its ends (`rule="trapezoid"`), or that at
-    its start (`left`, captum's LayerConductance with method riemann_trapezoid).
+    Dhamdhere et al. 2018 (arXiv 1805.12233) Eq 3. The baseline e0 is the `mean` over the vocabulary of what the embedding module
+    gives, or `zero` (captum's default; a model whose first layer is a norm has no usable gradient there, which the gap shows). A
+    step adds the gradient times the activation's change over that step: the mean of the gradients at both of its ends
+    (`rule="trapezoid"`), or that at its start (`left`, captum's LayerConductance with method riemann_trapezoid).
 
     A layer's neurons are no cut of the network (the residual stream passes them), so their scores sum to no known change.
     `origin["completeness_gap"]` is therefore that of the path itself: the mean over examples of |sum over the embeddings of
@@ -87,9 +88,7 @@ def conductance(
     place = embedding(job.subject)
     if baseline not in ("zero", "mean"):
         raise ValueError(f"unknown baseline {baseline!r}; baselines of conductance are zero, mean")
-    weight = place.taps[0].module.weight
-    assert isinstance(weight, Tensor)
-    start = _mean_row(weight.detach()) if baseline == "mean" else weight.new_zeros(place.width)
+    start = mean_embedding(job.subject, place) if baseline == "mean" else torch.zeros(place.width)
     run = partial(_conductance_batch, place=place, start=start, steps=steps, trapezoid=rule == "trapezoid")
     return _scored(job, site, "conductance", run)
 
@@ -282,12 +281,21 @@ def _conductance_batch(
     return run
 
 
-def _mean_row(table: Float[Tensor, "token width"]) -> Float[Tensor, " width"]:
-    """Mean over a table's rows; rows that are not finite stay out, so that only examples that use them are not finite."""
-    mean = table.mean(dim=0, dtype=torch.promote_types(table.dtype, torch.float32))
-    if bool(torch.isfinite(mean).all()):
-        return mean
-    return table[torch.isfinite(table).all(dim=1)].mean(dim=0, dtype=mean.dtype)
+def mean_embedding(subject: Subject, place: Site) -> Float[Tensor, " width"]:
+    """Mean over the vocabulary of what the embedding module gives, which some families (Gemma) scale.
+
+    Rows that are not finite stay out, so that only examples that use them are not finite.
+    """
+    module: Any = place.taps[0].module
+    numbers = torch.arange(len(module.weight), device=subject.device)
+    total, count = torch.zeros(place.width, dtype=torch.float64, device=subject.device), 0
+    with subject.quiet(), torch.no_grad():
+        for part in numbers.split(max(1, TABLE_CHUNK // place.width)):
+            rows = module(part)
+            sound = torch.isfinite(rows).all(dim=1)
+            total += (rows if bool(sound.all()) else rows[sound]).sum(dim=0, dtype=torch.float64)
+            count += int(sound.sum())
+    return (total / count).to(torch.promote_types(subject.dtype, torch.float32))
 
 
 def _gradient(run: Run, x: Tensor) -> Tensor:

@@ -230,7 +230,10 @@ def _norms(subject: Subject) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _check_ffns(subject: Subject, ffns: Sequence[Ffn]) -> None:
-    """Every FFN must be elementwise in its factors, and linear in `up` where it has a gate. Raises SiteError."""
+    """Every FFN must be elementwise in its factors, and linear in `up` where it has a gate. Raises SiteError.
+
+    The graph is of the FFNs' own products alone: nothing is computed again in the backward, and no weight is held for it.
+    """
     inputs: dict[tuple[int, str], Tensor] = {}
     outputs: dict[int, Tensor] = {}
 
@@ -238,8 +241,9 @@ def _check_ffns(subject: Subject, ffns: Sequence[Ffn]) -> None:
         inputs[key] = x.detach().clone().requires_grad_()
         return inputs[key].clone()
 
-    def product(x: Tensor, layer: int) -> None:
+    def product(x: Tensor, layer: int) -> Tensor:
         outputs[layer] = x
+        return x.detach()
 
     with ExitStack() as stack:
         for layer, ffn in enumerate(ffns):
@@ -247,7 +251,7 @@ def _check_ffns(subject: Subject, ffns: Sequence[Ffn]) -> None:
                 if tap is not None:
                     stack.enter_context(tap.attached(partial(leaf, key=(layer, name))))
             stack.enter_context(ffn.out.attached(partial(product, layer=layer)))
-        with subject.quiet(), torch.enable_grad():
+        with subject.quiet(recompute=False), torch.enable_grad():
             subject.model(input_ids=torch.arange(3, device=subject.device)[None], use_cache=False)
     generator = torch.Generator().manual_seed(0)
     for (layer, name), x in inputs.items():

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..corpora.examples import Corpus, CorpusError
 from ..neurons.atlas import Record, record_type
 from ..neurons.errors import SetError
+from ..neurons.pickling import by_fields
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
@@ -131,6 +132,8 @@ class Stability:
     chance: Float[Tensor, "variant group"]
     origin: Mapping[str, Any] = field(default_factory=dict)
 
+    __reduce__ = by_fields
+
     def __post_init__(self) -> None:
         for name in ("groups", "axes", "variants"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -191,6 +194,10 @@ def stability(
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown or not axes:
         raise SetError(f"unknown axis {(unknown or ['(none)'])[0]!r}; axes are {', '.join(AXES)}")
+    if "dtype" in axes and subject.offloaded:
+        raise SetError(
+            f"axis 'dtype' takes a copy of the model in memory, and {subject.name} is offloaded; leave the axis out"
+        )
     chosen: dict[str, Any] = {"contrast": contrast, "by": by}
     scores = attribute(subject, corpus, keep_rows="items" in axes, **settings)
     if not isinstance(scores, Scores):

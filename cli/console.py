@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Hub id, local folder, or bundled:polis.", metavar="MODEL")]
 StudyFile = Annotated[Path, typer.Argument(help="Atlas (.h5) of the study.", metavar="STUDY")]
-DATA_HELP = "Corpus: a .jsonl file, bundled:polis, bundled:polis-new or bundled:polis-tasks."
+DATA_HELP = (
+    "Corpus: a .jsonl file, bundled:polis, bundled:polis-new, bundled:polis-tasks or bundled:polis-new-translations."
+)
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
 By = Annotated[str | None, typer.Option("--by", help="Group by this tag (language, task, ...) instead of by group.")]
 Split = Annotated[
@@ -157,7 +159,12 @@ def chosen_split(text: str) -> str | None:
 
 def several(values: list[str] | None, default: str) -> list[str]:
     """Names from an option that may be repeated and may hold commas."""
-    return [name.strip() for value in values or [default] for name in value.split(",") if name.strip()]
+    return [name for value in values or [default] for name in names(value)]
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def key_values(pairs: list[str] | None) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from .console import (
     chosen_split,
     fail,
     layer_range,
+    names,
     open_corpus,
     open_model,
     percent,
     progress,
     say,
     share,
+    stopped,
     table,
     wrote,
 )
@@ -30,7 +32,7 @@ from .console import (
 if TYPE_CHECKING:
     from ..finetune.continual_result import Continual
 
-METHODS_HELP = "Comma-separated: ncft, w-ncft, random, full, lora, o-lora, ewc, replay, per-task, joint."
+METHODS_HELP = "Comma-separated: ncft, w-ncft, guarded, random, full, lora, o-lora, ewc, replay, per-task, joint."
 COLUMNS = {
     "average_accuracy": "average at end", "forgetting": "forgotten", "backward_transfer": "backward",
     "forward_transfer": "forward", "retention_ratio": "FG", "known_forgetting": "known forgotten",
@@ -69,8 +71,13 @@ def continual(
     epochs: Annotated[int, typer.Option(help="Passes over a task's rows.")] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps for each task, instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 16,
+    guard: Annotated[bool, typer.Option(help="Stop when a loss says that training diverged.")] = True,
     lr: Annotated[
         list[str] | None, typer.Option(help="Learning rate of a method, as full=1e-4; repeat it for others.")
+    ] = None,
+    rates: Annotated[
+        list[str] | None,
+        typer.Option(help="Try these rates of a method, as full=3e-5,1e-4; say which is best, and stop."),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="A method's option, as ewc.weight=100 or w-ncft.of=changes; repeat it.")
@@ -85,13 +92,18 @@ def continual(
 ) -> None:
     from ..analysis.study import save
     from ..finetune.continual import continual as run
+    from ..finetune.continual import planned
     from ..finetune.location import Location
+    from ..finetune.recipe import Recipe
     from ..finetune.streams import sampled, tasks_of
     from ..neurons.atlas import check_target
 
-    rates = {name: _rate(value) for name, value in _pairs(lr, "lr")}
-    chosen, further = methods.split(","), _options(option)
-    named = order if order in ("given", "seeded") or order.startswith("order-") else order.split(",")
+    lrs = {name: _rate(value) for name, value in _pairs(lr, "lr")}
+    tried = {name: [_rate(one) for one in value.split(",")] for name, value in _pairs(rates, "rates")}
+    if tried and test_split in ("auto", "test"):
+        fail("rates are chosen on rows that the methods are not compared on; add --test-split dev")
+    chosen, further = names(methods), _options(option)
+    named = order if order in ("given", "seeded") or order.startswith("order-") else names(order)
     tasks = tasks_of(
         [open_corpus(source, by=by) for source in data], each=each, test_split=chosen_split(test_split),
         questions=questions, order=named,
@@ -103,20 +115,45 @@ def continual(
         top=share(top), layers=None if depth is None else tuple(depth), apart=apart, site=site, objective=objective,
         contrast=None if contrast == "none" else contrast,
     )  # fmt: skip
+    training = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "guard": guard}
+    recipe = Recipe(1.0, **training)  # pyright: ignore[reportArgumentType]
+    planned(chosen, range(seeds), recipe=recipe, lrs=lrs, options=further, reference=against or None)
     subject = open_model(model, dtype=dtype, device=device)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
     folder = state or out.with_name(f"{out.stem}-state")
     say(f"tasks: {', '.join(task.name for task in tasks)}; interrupted, the same command goes on from {folder}")
-    with progress(f"learning {len(tasks)} tasks by {len(chosen)} methods") as bar:
-        found = run(
-            subject, tasks, accuracy=planned_accuracy(), methods=chosen, order=named, seeds=range(seeds),
-            known=asked or None, reference=against or None, location=where, steps=steps, epochs=epochs,
-            batch_size=batch_size, lrs=rates,
-            options=further, state=folder, progress=bar, tell=say,
-        )  # fmt: skip
+    try:
+        arguments: dict[str, Any] = {
+            "accuracy": planned_accuracy(), "order": named, "seeds": range(seeds), "reference": against or None,
+            "location": where, "options": further, "state": folder, "tell": say, **training,
+        }  # fmt: skip
+        if tried:
+            _search(subject, tasks, tried, arguments)
+            return
+        with progress(f"learning {len(tasks)} tasks by {len(chosen)} methods") as bar:
+            found = run(subject, tasks, methods=chosen, known=asked or None, lrs=lrs, progress=bar, **arguments)
+    except KeyboardInterrupt:
+        stopped(f"{folder} holds every task that was finished; give the same command again to go on")
     save(out, found, subject=subject)
     show(found)
     wrote(out, then=f"neuropolis report {out} --out report.html")
+
+
+def _search(subject: Any, tasks: Any, tried: dict[str, list[float]], arguments: dict[str, Any]) -> None:
+    """Try the rates, and print them beside what they gave."""
+    from ..finetune.rates import search_rates
+
+    found = search_rates(subject, tasks, rates=tried, **arguments)
+    rows = [
+        [name, f"{rate:g}", percent(mean), percent(found.forgotten[name][rate]), "best" if rate == best else ""]
+        for name, best in found.best.items()
+        for rate, mean in found.average[name].items()
+    ]
+    say(f"in %, mean over {len(arguments['seeds'])} seeds")
+    table(["method", "rate", "average at end", "forgotten", ""], rows)
+    say(
+        "next: the same without --rates, with " + " ".join(f"--lr {name}={best:g}" for name, best in found.best.items())
+    )
 
 
 def planned_accuracy() -> Any:

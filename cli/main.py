@@ -10,7 +10,27 @@ from typing import Any
 
 import typer
 
-from . import ablate, compare, continual, demo, fidelity, info, locate, report, select, stability, sweeps, tune
+from . import (
+    ablate,
+    compare,
+    continual,
+    curves,
+    demo,
+    evaluate,
+    fidelity,
+    info,
+    locate,
+    neuron,
+    overlap,
+    redundancy,
+    report,
+    represent,
+    select,
+    similarity,
+    stability,
+    sweeps,
+    tune,
+)
 from .console import fail, stopped
 
 app = typer.Typer(
@@ -20,7 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (demo, locate, fidelity, stability, select, ablate, tune, continual, sweeps, compare, report, info):
+for verb in (
+    demo, locate, fidelity, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap, similarity,
+    represent, redundancy, neuron, report, info,
+):  # fmt: skip
     verb.add(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from .console import Listing, StudyFile, fail, layer_range, registered, say, sha
 if TYPE_CHECKING:
     from ..analysis.study import Study
     from ..neurons.scores import Scores
+    from ..neurons.sets import NeuronSet
 
 
 def add(app: typer.Typer) -> None:
@@ -73,6 +75,7 @@ def select(
         how = f"{contrast} contrast, top {top}"
     target = out or study
     if target == study:
+        sets = _apart(opened, scores, sets)
         save(target, sets)
     else:
         save(target, scores, sets, subject=opened.subject)
@@ -80,11 +83,22 @@ def select(
     say(f"{scores.site} neurons by layer ({scores.method}, {how})")
     table(["group", "all", *map(str, range(depth))], [[g, len(s), *s.per_layer.tolist()] for g, s in sets.items()])
     name = opened.subject.get("name", "MODEL")
-    if opened.has("effects") and target == study:
+    if opened.has("effects") and target == study and any(name in opened.names("set") for name in sets):
         say(
             "note: the effects in this study were measured on the sets that stood here before; run ablate and compare again"
         )
     wrote(target, then=f"neuropolis ablate {name} --data DATA --study {target} --controls 20")
+
+
+def _apart(opened: Study, scores: Scores, sets: Mapping[str, NeuronSet]) -> dict[str, NeuronSet]:
+    """The sets under names that do not take the place of sets which other scores gave: then GROUP/METHOD."""
+    there = [opened.get("set", name) for name in opened.names("set") if name in sets]
+    here = (scores.site, scores.method)
+    if all((one.site, one.origin.get("method", scores.method)) == here for one in there):
+        return dict(sets)
+    label = scores.method if all(one.site == scores.site for one in there) else f"{scores.method}.{scores.site}"
+    say(f"note: {opened.path} keeps the sets that other scores gave; these are named GROUP/{label}")
+    return {f"{group}/{label}": one for group, one in sets.items()}
 
 
 def _scores(opened: Study, method: str | None) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,9 @@ from .console import (
     Device,
     Dtype,
     Model,
+    fail,
     layer_range,
+    names,
     open_corpus,
     open_model,
     percent,
@@ -38,6 +41,7 @@ Rate = Annotated[float, typer.Option("--lr", help="Learning rate, the same for e
 Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training rows.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Steps, instead of epochs.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Examples in a step.")]
+Guard = Annotated[bool, typer.Option("--guard/--no-guard", help="Stop when a loss says that training diverged.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -50,13 +54,16 @@ def add(app: typer.Typer) -> None:
 def proportion(
     model: Model, data: Data, train: Train, test: Test, out: Out, shares: Shares = "10%,30%,50%,70%,100%",
     seeds: Seeds = 3, layers: Layers = None, lr: Rate = 3e-4, epochs: Epochs = 3, steps: Steps = None,
-    batch_size: BatchSize = 16, by: By = None, device: Device = None, dtype: Dtype = None,
+    batch_size: BatchSize = 16,
+    sets: Annotated[str, typer.Option(help="Set of several groups: union (of their sets) or mean (of their scores).")]
+    = "union",
+    guard: Guard = True, by: By = None, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     from ..finetune.studies import proportion as run
 
     _study(
         run, model, data, train, test, out, by, device, dtype, layers, shares=_shares(shares), seeds=range(seeds),
-        lr=lr, epochs=epochs, steps=steps, batch_size=batch_size,
+        lr=lr, epochs=epochs, steps=steps, batch_size=batch_size, sets=sets, guard=guard,
     )  # fmt: skip
 
 
@@ -65,13 +72,14 @@ def overlap_study(
     overlaps: Annotated[str, typer.Option(help="Shares of the set that are the tested groups' own.")]
     = "10%,30%,50%,70%,100%",
     seeds: Seeds = 3, layers: Layers = None, lr: Rate = 3e-4, epochs: Epochs = 3, steps: Steps = None,
-    batch_size: BatchSize = 16, by: By = None, device: Device = None, dtype: Dtype = None,
+    batch_size: BatchSize = 16, guard: Guard = True, by: By = None, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     from ..finetune.studies import overlap_ablation
 
     _study(
         overlap_ablation, model, data, train, test, out, by, device, dtype, layers, shares=_shares(shares),
         overlaps=_shares(overlaps), seeds=range(seeds), lr=lr, epochs=epochs, steps=steps, batch_size=batch_size,
+        guard=guard,
     )  # fmt: skip
 
 
@@ -79,27 +87,43 @@ def show(found: Sweep) -> None:
     """Accuracy on both sides at every setting."""
     say(
         f"accuracy in % on {', '.join(found.in_domain)} (trained on) and {', '.join(found.out_of_domain)} (not), mean over "
-        f"{len(found.seeds)} seeds with the 95 % t interval; overlap (Jaccard) of the tuned set with the latter's own"
+        f"{len(found.seeds)} seeds with the 95 % t interval; overlap (Jaccard) of the tuned set with the latter's own, of "
+        "which the neurons are counted too; by chance: random sets with as many neurons in every layer"
     )
     sides = [found.interval(groups) for groups in (found.in_domain, found.out_of_domain)]
     places = [[found.groups.index(group) for group in side] for side in (found.in_domain, found.out_of_domain)]
     before = [percent(float(found.untouched[side].mean())) for side in places]
-    rows: list[list[Any]] = [["untouched", "-", *before, "-", "-"]]
+    rows: list[list[Any]] = [["untouched", "-", "-", *before, "-", "-"]]
     for row, setting in enumerate(found.settings):
         cells = [
             f"{percent(float(mean[row]))} ({percent(float(low[row]))} to {percent(float(high[row]))})"
             for mean, low, high in sides
         ]
-        shown = ", ".join(
-            f"{key} {value if isinstance(value, str) else f'{value:.0%}'}" for key, value in setting.items()
-        )
+        shown = _setting(setting)
         rows.append(
             [
-                shown, int(found.sizes[row, 0]), *cells, percent(float(found.jaccard[row].mean())),
+                shown, int(found.sizes[row, 0]), "-" if found.tested_sizes is None else int(found.tested_sizes[row]),
+                *cells, percent(float(found.jaccard[row].mean())),
                 percent(float(found.chance[row])),
             ]
         )  # fmt: skip
-    table(["tuned", "neurons", "trained groups", "other groups", "overlap", "by chance"], rows)
+    table(["tuned", "neurons", "others' own", "trained groups", "other groups", "overlap", "by chance"], rows)
+    if found.by_layer is not None:
+        _by_layer(found)
+
+
+def _by_layer(found: Sweep) -> None:
+    say("overlap in each layer in %, and by chance for random sets of these sizes there")
+    layers = [
+        [f"{percent(float(one))} ({percent(float(chance))})" for one, chance in pair.T]
+        for pair in found.by_layer  # pyright: ignore[reportOptionalIterable]
+    ]
+    settings = [_setting(setting) for setting in found.settings]
+    table(["layer", *settings], [[number, *row] for number, row in enumerate(zip(*layers, strict=True))])
+
+
+def _setting(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value if isinstance(value, str) else f'{value:.0%}'}" for key, value in setting.items())
 
 
 def _study(
@@ -108,15 +132,19 @@ def _study(
 ) -> None:  # fmt: skip
     from ..analysis.study import save
     from ..finetune.location import Location
+    from ..finetune.recipe import Recipe
     from ..neurons.atlas import check_target
 
     corpus, chosen = open_corpus(data, by=by), layer_range(layers)
+    if not arguments["seeds"]:
+        fail("--seeds is a number of runs, expected 1 or more")
+    Recipe(**{key: arguments[key] for key in ("lr", "epochs", "steps", "batch_size")})
     where = Location(layers=None if chosen is None else tuple(chosen))
     subject = open_model(model, dtype=dtype, device=device)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
     with progress("tuning") as bar:
         found = run(
-            subject, corpus, train_on=train.split(","), test_on=test.split(","), accuracy=planned_accuracy(),
+            subject, corpus, train_on=names(train), test_on=names(test), accuracy=planned_accuracy(),
             location=where, progress=bar, **arguments,
         )  # fmt: skip
     save(out, found, subject=subject)
@@ -125,4 +153,4 @@ def _study(
 
 
 def _shares(text: str) -> list[float]:
-    return [float(share(part)) for part in text.split(",")]
+    return [float(share(part)) for part in names(text)]

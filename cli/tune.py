@@ -68,11 +68,13 @@ def tune(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many epochs without a lower held-out loss; keep the lowest.")
     ] = None,
+    guard: Annotated[bool, typer.Option(help="Stop a run whose loss says that it diverged.")] = True,
     checkpoint: Checkpoint = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     resume: Annotated[str, typer.Option(help=RESUME_HELP)] = "same",
     export: Annotated[Path | None, typer.Option(help="Folder for the tuned model as a plain checkpoint.")] = None,
     peft: Annotated[Path | None, typer.Option(help="Folder for the delta as a PEFT adapter.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Picture of the loss by step: .svg, .png or .pdf.")] = None,
     by: By = None,
     split: Split = "auto",
     device: Device = None,
@@ -91,9 +93,15 @@ def tune(
     for folder, what in ((export, "the checkpoint"), (peft, "the adapter")):
         if folder is not None:
             folder_for(folder, what)
+    if peft is not None and neurons.site == "expert":
+        fail("PEFT has no form for single units of experts; leave --peft out, --export writes a plain checkpoint")
+    if figure is not None:
+        from ..figures.saving import check_figure_path
+
+        check_figure_path(figure)
     training: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": seed,
-        "accumulate": accumulate, "precision": precision,
+        "accumulate": accumulate, "precision": precision, "guard": guard,
     }  # fmt: skip
     Recipe(lr, **training)
     if checkpoint is None and resume != "same":
@@ -112,6 +120,8 @@ def tune(
         wrote(delta.export(subject, export))
     if peft is not None:
         wrote(delta.export_peft(subject, peft))
+    if figure is not None:
+        _draw(delta, figure)
     if checkpoint is not None:
         checkpoint.unlink()
     if known is not None:
@@ -160,6 +170,13 @@ def _tell(delta: Delta, subject: Subject) -> None:
         best = told["best_step"]
         kept = "kept" if delta.origin["recipe"]["patience"] is not None else "not kept without --patience"
         say(f"held-out loss {losses[0]:.3f} before, lowest {losses[best]:.3f} after step {best} ({kept})")
+
+
+def _draw(delta: Delta, path: Path) -> None:
+    from ..figures.saving import save_figure
+    from ..figures.training import training
+
+    wrote(save_figure(training(delta), path))
 
 
 def _measure(

@@ -66,11 +66,12 @@ def heat(
     }
     long_side = max(values.shape) if values.size else 1
     seaborn.heatmap(
-        values, ax=axes, cmap=colours, vmin=limits[0], vmax=limits[1], annot=False if notes is None else notes, fmt="",
-        annot_kws={"size": points, "linespacing": 1.15}, xticklabels=list(columns),
+        values, ax=axes, cmap=colours, vmin=limits[0], vmax=limits[1], annot=False, xticklabels=list(columns),
         yticklabels=False if rows is None else list(rows), linewidths=0.6 if long_side <= 40 else 0, linecolor=PAPER,
         cbar=bar is not None, cbar_kws=bar_options,
     )  # fmt: skip
+    if notes is not None:
+        _write(axes, values, notes, colours, limits, points)
     turn: dict[str, Any] = {"rotation": 0} if level else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticklabels(axes.get_xticklabels(), **turn)
     if rows is not None:
@@ -78,6 +79,21 @@ def heat(
     axes.tick_params(length=0)
     if values.size > _LARGEST_VECTOR_MESH:
         axes.collections[0].set_rasterized(True)
+
+
+def _write(
+    axes: Axes, values: np.ndarray, notes: np.ndarray, colours: Colormap, limits: tuple[float, float], points: float
+) -> None:
+    """Notes in the cells, dark on light ones and light on dark ones; cells without one cost nothing."""
+    span = (limits[1] - limits[0]) or 1.0
+    for row, column in zip(*np.nonzero((notes != "") & np.isfinite(values)), strict=True):
+        channels = np.array(colours(float(np.clip((values[row, column] - limits[0]) / span, 0, 1)))[:3])
+        linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        light = float(linear @ [0.2126, 0.7152, 0.0722]) > 0.408  # as seaborn's heat map does
+        axes.text(
+            column + 0.5, row + 0.5, notes[row, column], ha="center", va="center", size=points, linespacing=1.15,
+            color=".15" if light else "w",
+        )  # fmt: skip
 
 
 def frame(rows: Sequence[str], columns: Sequence[str], *, cell: CellSize, extra: float = 0.0) -> tuple[float, float]:

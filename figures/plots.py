@@ -29,8 +29,9 @@ def neurons_by_layer(sets: Mapping[str, NeuronSet]) -> Figure:
     """Heat map [group, layer]: the share of each set's neurons that lie in a layer, in per cent.
 
     Rows of sets that are spread evenly have 100 / layers per cent everywhere. The row of an empty set stays empty.
-    Raises FigureError when there are no sets, or when they differ in their number of layers.
+    Raises FigureError when there are no sets, or when they differ in subject or in their number of layers.
     """
+    _one_subject(sets)
     layers = {s.num_layers for s in sets.values()}
     if len(layers) != 1:
         raise FigureError(f"expected sets of one subject and site, found {len(sets)} sets with {sorted(layers)} layers")
@@ -56,15 +57,22 @@ def neurons_by_layer(sets: Mapping[str, NeuronSet]) -> Figure:
     return figure
 
 
-def effect_matrix(effects: Effects) -> Figure:
+def _one_subject(sets: Mapping[str, NeuronSet]) -> None:
+    owners = {s.subject: name for name, s in sets.items()}
+    if len(owners) > 1:
+        listed = ", ".join(f"{subject} ({name})" for subject, name in list(owners.items())[:4])
+        raise FigureError(f"expected sets of one subject, found sets of {listed}; draw each subject's sets apart")
+
+
+def effect_matrix(effects: Effects, interval: tuple[Tensor, Tensor] | None = None) -> Figure:
     """Heat map [set, group]: change of accuracy in percentage points when a set is silenced, with its interval.
 
     An asterisk marks changes that are worse than those by the matched controls at a corrected p below 0.05. Beside it
     stand, per set, the change on its own group, the mean over the others and the mean of the controls on its own group
-    (where sets and groups share no names: the means over all groups).
+    (where sets and groups share no names: the means over all groups). `interval` is that of the effects, where it is known.
     """
     change = 100 * as_array(effects.effect)
-    low, high = (100 * as_array(bound) for bound in effects.interval())
+    low, high = (100 * as_array(bound) for bound in interval or effects.interval())
     starred = as_array(effects.corrected(cells="all", correction=CELLS)[0]) < SIGNIFICANT
     cell = cell_size(max(change.shape))
     side, headings = _beside(effects)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .saving import write_whole
-from .sections import TITLES, labelled, sections
-from .style import letters_left_to_the_reader
+from .parts import KINDS
+from .saving import FORMATS, save_figure, write_whole
+from .sections import Section, blocks, figures, lacking, sections, unknown
+from .style import FigureError, letters_left_to_the_reader
 
 if TYPE_CHECKING:
     from ..analysis.study import Study
@@ -20,40 +23,80 @@ _SAID = ("site", "method", "objective", "kind", "metric")
 Facts = tuple[tuple[str, str], ...]
 
 
-def report(study: Study | str | Path, out: str | Path = "report.html") -> Path:
+def report(study: Study | str | Path, out: str | Path = "report.html", *, only: Sequence[str] = ()) -> Path:
     """Write the report of a study (or of the atlas at a path) and return where it is.
 
-    Everything comes from the atlas: no model is loaded, and the page loads nothing. Parts that the atlas does not
-    hold are named together with the command that makes them. An existing page is replaced whole.
+    Everything comes from the atlas: no model is loaded, and the page loads nothing. Scores are read a group at a time. Parts
+    that the atlas does not hold are named together with the command that makes them; with `only`, the page has those kinds
+    alone. An existing page is replaced whole.
 
-    Raises AtlasError when the atlas cannot be read, FigureError when the page cannot be written.
+    Raises AtlasError when the atlas cannot be read or lacks a kind of `only`, FigureError when the page cannot be written.
     """
-    if isinstance(study, str | Path):
-        from ..analysis.study import load
-
-        study = load(study)
-    return write_whole(out, page(study).encode("utf-8"))
+    return write_whole(out, page(_opened(study), only=only).encode("utf-8"))
 
 
-def page(study: Study) -> str:
+def save_figures(
+    study: Study | str | Path,
+    folder: str | Path,
+    *,
+    only: Sequence[str] = (),
+    formats: Sequence[str] = (".svg", ".png"),
+) -> list[Path]:
+    """Write every figure of a study (or those of the kinds `only`) into a folder, and return the files.
+
+    Raises AtlasError, with the command that makes it, when the study lacks a kind of `only`; FigureError for an unknown kind
+    or format, when there is nothing to draw, or when writing fails.
+    """
+    folder = Path(folder)
+    for suffix in formats:
+        if suffix not in FORMATS:
+            raise FigureError(f"unknown format {suffix!r}; formats are {', '.join(FORMATS)}")
+    written = []
+    for name, figure in figures(_opened(study), only):
+        folder.mkdir(parents=True, exist_ok=True)
+        written += [save_figure(figure, folder / f"{name}{suffix}") for suffix in formats]
+    if not written:
+        raise FigureError("the study holds nothing that has a figure; find neurons first: neuropolis locate, select")
+    return written
+
+
+def page(study: Study, *, only: Sequence[str] = ()) -> str:
     """The page as HTML text."""
+    with letters_left_to_the_reader():
+        found = sections(study, only)
+    name = str(study.subject.get("name") or "an unnamed subject")
+    return rendered(
+        found, title=f"Neurons of {name}", about=[("subject", name), ("fingerprint", _fingerprint(study)),
+        ("study", Path(study.path).name)], provenance=provenance(study),
+        absent=[] if only else lacking(study), undrawn=[] if only else unknown(study),
+    )  # fmt: skip
+
+
+def rendered(
+    found: Sequence[Section],
+    *,
+    title: str,
+    about: Sequence[tuple[str, str]],
+    provenance: Sequence[tuple[str, Facts]] = (),
+    absent: Sequence[tuple[str, str]] = (),
+    undrawn: Sequence[str] = (),
+) -> str:
+    """The page of these sections. The script may run because the page names its hash; no other can."""
     environment = Environment(
         loader=PackageLoader(__name__.rpartition(".")[0]), autoescape=True, undefined=StrictUndefined
     )
-    with letters_left_to_the_reader():
-        parts = sections(study)
+    tables = {f"table-{table.key}": table.packed() for one in found for table in one.tables}
+    neurons = {"scores": [one for part in found for one in part.part.pages], "blocks": blocks(found)}
+    script = _source(environment, "report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # the scores' section stands last, but what was scored is said first
+    order = sorted(found, key=lambda one: not one.key.startswith("scores"))
     return environment.get_template("report.html").render(
-        subject_name=study.subject.get("name") or "an unnamed subject",
-        fingerprint=study.subject.get("fingerprint") or "unknown",
-        study_name=Path(study.path).name,
-        sections=parts,
-        # the scores' table stands last, but what was scored is said first
-        summary=[
-            said for part in sorted(parts, key=lambda part: not part.key.startswith("scores")) for said in part.words
-        ],
-        lacking=[part.title for part in parts if part.command],
-        provenance=provenance(study),
-    )
+        title=title, about=about, sections=found, script=script, script_hash=digest,
+        style=_source(environment, "report.css"), provenance=provenance, absent=absent, undrawn=undrawn,
+        summary=[one for one in order if one.part.words], headlines=[one for one in order if one.part.headline],
+        data=_json({"tables": tables, "neurons": neurons}),
+    )  # fmt: skip
 
 
 def provenance(study: Study) -> list[tuple[str, Facts]]:
@@ -62,14 +105,38 @@ def provenance(study: Study) -> list[tuple[str, Facts]]:
         ("Subject", _facts(study.subject)),
         ("Versions that wrote the study", _facts(study.versions)),
     ]
-    for kind in TITLES:
-        for label, artefact in labelled(study, kind) if kind != "set" and study.has(kind) else ():
-            said = {key: getattr(artefact, key) for key in _SAID if hasattr(artefact, key)}
-            title = f"{TITLES[kind]} ({label})" if label else TITLES[kind]
-            found.append((title, _facts(said | dict(artefact.origin))))
+    for kind in (kind for kind in KINDS if kind != "set"):
+        for name in study.names(kind):
+            with study.lazily(kind, name) as record:
+                said = {key: record.meta[key] for key in _SAID if key in record.meta}
+                title = KINDS[kind].title if name == kind else f"{KINDS[kind].title} ({name})"
+                found.append((title, _facts(said | dict(record.meta.get("origin") or {}))))
     for origin, names in _by_origin(study).items():
         found.append((f"Sets: {', '.join(names)}", _facts(json.loads(origin))))
     return found
+
+
+def _opened(study: Study | str | Path) -> Study:
+    if isinstance(study, str | Path):
+        from ..analysis.study import load
+
+        return load(study)
+    return study
+
+
+def _fingerprint(study: Study) -> str:
+    return str(study.subject.get("fingerprint") or "unknown")
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _json(value: Any) -> str:
+    """JSON that is safe inside a script element: no text in it can end the element or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _by_origin(study: Study) -> dict[str, list[str]]:
@@ -88,7 +155,9 @@ def _facts(values: Mapping[str, Any]) -> Facts:
 def _shown(value: Any) -> str:
     """A value as short text; long lists are counted."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items()) or "none"
+        items = list(value.items())
+        shown = ", ".join(f"{key} {_shown(inner)}" for key, inner in items[:24]) or "none"
+        return shown if len(items) <= 24 else f"{len(items):,}: {shown}, ..."
     if isinstance(value, Sequence) and not isinstance(value, str):
         shown = ", ".join(_shown(inner) for inner in value[:4])
         return shown if len(value) <= 4 else f"{len(value):,}: {shown}, ..."

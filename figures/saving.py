@@ -22,15 +22,23 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
     Raises FigureError for another suffix, for a folder that is not there, and when writing fails.
     """
-    path = Path(path)
+    path = check_figure_path(path)
     suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise FigureError(f"cannot write {path}: unknown suffix {path.suffix!r}; known are {', '.join(FORMATS)}")
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": None}[suffix]
     buffer = io.BytesIO()
     with themed():
         figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
     return write_whole(path, buffer.getvalue())
+
+
+def check_figure_path(path: str | Path) -> Path:
+    """The path, once it is known that a figure can go there. Raises FigureError for another suffix or a missing folder."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise FigureError(f"cannot write {path}: unknown suffix {path.suffix!r}; known are {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise FigureError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    return path
 
 
 def inline_svg(figure: Figure, *, prefix: str, title: str, description: str) -> str:

@@ -1,32 +1,27 @@
-"""The parts of the report: for each artefact its words, figure and tables, or the command that makes it."""
+"""The sections of the page: one for each artefact that the study holds, or the command that makes what it lacks."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
-from ..neurons.scores import Scores
-from ..neurons.sets import NeuronSet
-from . import plots, tables, words
+from .parts import KINDS, Part, Picture, part_of
 from .saving import inline_svg
-from .tables import Table
+from .style import FigureError
+from .tables import MOST_ROWS, Table
 
 if TYPE_CHECKING:
-    from ..analysis.effects import Effects
-    from ..analysis.overlap import Overlap
-    from ..analysis.similarity import Similarity
+    from matplotlib.figure import Figure
+
     from ..analysis.study import Study
 
-_MOST_ROWS = 2500  # of one table; a browser sorts as many without a pause
 _WIDE_INCHES = 18.0  # wider figures are scrolled instead of shrunk
 
 
 @dataclass(frozen=True)
-class Picture:
+class Drawn:
     """A figure as it stands in the page."""
 
     svg: str
@@ -35,167 +30,120 @@ class Picture:
     wide: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Section:
-    """A part of the page, about one artefact. `command` makes what the study lacks; then there is nothing else."""
+    """A part as it stands in the page. `command` makes what the study lacks; then there is nothing else."""
 
     key: str
     title: str
-    words: tuple[str, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    part: Part = field(default_factory=Part)
+    pictures: tuple[Drawn, ...] = ()
     tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = ()
     command: str = ""
 
-
-TITLES = {
-    "set": "Sets of neurons", "effects": "Effects of silencing", "overlap": "Overlap against chance",
-    "similarity": "Similarity of parameters", "retention": "Tuning: learned and forgotten",
-    "scores": "Neurons with the highest scores",
-}  # fmt: skip
-_ARGUMENTS = {
-    "scores": "{model} --data FILE.jsonl --out {study}",
-    "set": "{study} --top 1%",
-    "effects": "{model} --data FILE.jsonl --study {study} --controls 20",
-    "overlap": "{study}",
-    "similarity": "{study}",
-    "retention": "{model} --data FILE.jsonl --study {study} --group GROUP --out DELTA --old FILE.jsonl",
-}
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The part's notes, and one for every table that was cut."""
+        cut = [table for table in self.part.tables if len(table) > MOST_ROWS]
+        return self.part.notes + tuple(
+            f"The table shows the first {MOST_ROWS:,} of {len(table):,} rows; the study holds all." for table in cut
+        )
 
 
-def sections(study: Study) -> list[Section]:
-    """Every part of the page, in order of reading: one for each artefact, or one that says what makes it."""
-    makers = {"effects": effects, "overlap": overlap, "similarity": similarity, "retention": retention}
+def sections(study: Study, only: Sequence[str] = ()) -> list[Section]:
+    """Every section, in order of reading: one for each artefact, or one that says what makes an expected kind.
+
+    With `only`, those kinds alone. Raises AtlasError, with the command that makes it, when the study lacks one of them.
+    """
     found: list[Section] = []
-    for kind in TITLES:
+    for kind in checked(study, only):
         if not study.has(kind):
-            found.append(missing(kind, study))
-        elif kind == "set":
-            found.append(sets(study.sets))
-        elif kind == "scores":
-            chosen = study.sets if study.has("set") else {}
-            found += [scores(artefact, label, chosen) for label, artefact in labelled(study, kind)]
+            if KINDS[kind].expected:
+                found.append(Section(kind, KINDS[kind].title, command=command(kind, study)))
         else:
-            found += [makers[kind](artefact, label) for label, artefact in labelled(study, kind)]
+            found += [section(kind, label, part) for label, part in parts(study, kind)]
     return found
 
 
-def labelled(study: Study, kind: str) -> Iterator[tuple[str, Any]]:
-    """Every artefact of a kind, with its name where the name says something that the kind does not."""
+def checked(study: Study, only: Sequence[str]) -> Sequence[str]:
+    """The kinds to draw. Raises FigureError for an unknown one, AtlasError for one that the study lacks."""
+    for kind in only:
+        if kind not in KINDS:
+            raise FigureError(f"unknown part {kind!r} of a report; parts are {', '.join(KINDS)}")
+        if not study.has(kind):
+            study.get(kind)  # raises, and says which command makes it
+    return [kind for kind in KINDS if not only or kind in only]
+
+
+def parts(study: Study, kind: str) -> Iterator[tuple[str, Part]]:
+    """(label, part) of every record of a kind; the label is empty where the name says no more than the kind."""
+    if KINDS[kind].together:
+        yield "", part_of(kind, study)
+        return
     names = study.names(kind)
-    return (("" if name == kind else name, study.get(kind, name)) for name in names)
+    for name in names:
+        yield ("" if name == kind or len(names) == 1 else name), part_of(kind, study.get(kind, name))
 
 
-def missing(kind: str, study: Study) -> Section:
-    """The part that says what makes it."""
+def section(kind: str, label: str, part: Part) -> Section:
+    """A part as a section; its key is fit for an id."""
+    key, title = kind, KINDS[kind].title if kind in KINDS else kind
+    if label:
+        key, title = f"{kind}-{label.encode().hex()}", f"{title} ({label})"
+    drawn = tuple(_drawn(picture, f"{key}-{place}") for place, picture in enumerate(part.pictures))
+    tables = tuple(replace(table, key=f"{key}-{place}") for place, table in enumerate(part.tables))
+    return Section(key, title, part, drawn, tables)
+
+
+def figures(study: Study, only: Sequence[str] = ()) -> Iterator[tuple[str, Figure]]:
+    """(name, figure) of every figure of the study, for files. Raises what `sections` raises."""
+    for kind in checked(study, only):
+        for label, part in parts(study, kind) if study.has(kind) else ():
+            for place, picture in enumerate(part.pictures):
+                name = "-".join([kind, *([label] if label else []), *([str(place + 1)] if place else [])])
+                yield "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name), picture.figure
+
+
+def lacking(study: Study) -> list[tuple[str, str]]:
+    """(title, command) of every kind that the study lacks and a section does not name."""
+    found = [
+        (one.title, command(kind, study))
+        for kind, one in KINDS.items()
+        if not one.expected and not study.has(kind)
+    ]  # fmt: skip
+    return [(title, text) for title, text in found if text]
+
+
+def unknown(study: Study) -> list[str]:
+    """Kinds of records that no section draws."""
+    return sorted({kind for kind, _ in study.keys} - set(KINDS))
+
+
+def command(kind: str, study: Study) -> str:
+    """What makes a kind, with this study's model and path; empty where no command does."""
     from ..analysis.study import MADE_BY
 
+    if kind not in MADE_BY:
+        return ""
     model = shlex.quote(str(study.subject.get("name") or "MODEL"))
-    arguments = _ARGUMENTS[kind].format(model=model, study=shlex.quote(str(study.path)))
-    return Section(kind, TITLES[kind], command=f"{MADE_BY[kind]} {arguments}")
+    arguments = KINDS[kind].arguments.format(model=model, study=shlex.quote(str(study.path)))
+    return f"{MADE_BY[kind]} {arguments}".strip()
 
 
-def sets(found: Mapping[str, NeuronSet]) -> Section:
-    """The sets by layer."""
-    caption = "Each cell is the share of a set's neurons that lie in a layer, in per cent; in brackets its neurons."
-    picture = _picture(plots.neurons_by_layer(found), "set", "Where the neurons of each set lie, by layer", caption)
-    return Section("set", TITLES["set"], (words.sets_words(found),), (picture,), (tables.sets_table(found),))
+def _drawn(picture: Picture, key: str) -> Drawn:
+    svg = inline_svg(picture.figure, prefix=f"figure-{key}", title=picture.title, description=picture.caption)
+    return Drawn(svg, picture.title, picture.caption, picture.figure.get_figwidth() > _WIDE_INCHES)
 
 
-def effects(found: Effects, label: str = "") -> Section:
-    """Effects of silencing every set."""
-    key, title = _named("effects", label)
-    caption = (
-        "Change of accuracy in percentage points when a set is silenced, with its 95 % interval (bootstrap over "
-        "items). * marks changes that are worse than those by the matched controls (one-sided sign-flip test over "
-        "items, p < 0.05 after Benjamini-Hochberg over all cells). Beside: the change on the set's own group, the mean "
-        "over the other groups, and the mean change by controls. Many groups leave room for less: "
-        "the table below has every number."
-    )
-    picture = _picture(plots.effect_matrix(found), key, "Change of accuracy when a set is silenced", caption)
-    cells, notes = _capped(tables.effect_cells_table(found), "effects")
-    notes += (
-        "The tests generalise over items, given these controls and this selection. The smallest detectable drop is a "
-        "guide to what so many items can show: a smaller one that was not found is not thereby absent.",
-    )
-    own = (tables.effects_table(found),) if any(place is not None for place in found.own_group) else ()
-    shown = _keyed(key, *own, cells)
-    return Section(key, title, words.effects_words(found), (picture,), shown, notes)
-
-
-def overlap(found: Overlap, label: str = "") -> Section:
-    """Overlap of every pair against chance."""
-    key, title = _named("overlap", label)
-    caption = (
-        "Colour: log2 of the Jaccard index over its mean by chance. In the cells the Jaccard index and how many times "
-        "chance it is; * marks corrected p < 0.05; on the diagonal the neurons of the set. Many groups leave room for "
-        "less: the table below has every number."
-    )
-    picture = _picture(plots.overlap_matrix(found), key, "Overlap of sets against chance", caption)
-    table, notes = _capped(tables.overlap_table(found), "overlap")
-    null = found.origin.get("null")
-    if null:
-        notes += (f"By chance: two sets drawn independently at random, {null}.",)
-    return Section(key, title, (words.overlap_words(found),), (picture,), _keyed(key, table), notes)
-
-
-def similarity(found: Similarity, label: str = "") -> Section:
-    """Parameter similarity by layer."""
-    key, title = _named("similarity", label)
-    if len(found.groups) < 2:
-        return Section(key, title, ("There is one set only, and nothing to compare its parameters with.",))
-    caption = (
-        "Lines: mean over pairs of sets of the cosine of their mean parameter vectors; bands: the middle 90 % of the "
-        "pairs. Grey: random sets with the same counts by layer, mean and mean 95 % interval. Shared neurons raise a "
-        "cosine by themselves."
-    )
-    name = "Similarity of the parameters of two sets, by layer"
-    picture = _picture(plots.similarity_by_layer(found), key, name, caption)
-    return Section(key, title, (words.similarity_words(found),), (picture,))
-
-
-def retention(found: Any, label: str = "") -> Section:
-    """What tuning learned and forgot."""
-    key, title = _named("retention", label)
-    caption = (
-        "Dashed: before tuning. Large dots with 95 % intervals: after; the interval of a mean over groups combines "
-        "theirs as independent. Small dots: the trained groups one by one."
-    )
-    picture = _picture(plots.forgetting(found), key, "Accuracy before and after tuning, by method", caption)
-    table, notes = _capped(tables.retention_table(found), "retention")
-    return Section(key, title, tuple(words.retention_words(found)), (picture,), _keyed(key, table), notes)
-
-
-def scores(found: Scores, label: str, sets: Mapping[str, NeuronSet]) -> Section:
-    """The top neurons of each group."""
-    key, title = _named("scores", label)
-    notes = (
-        "Scores of different groups have different scales; compare ranks, or sets. A high score says that the "
-        "first-order estimate of silencing the neuron is large, not that silencing it alone would change an answer.",
-    )
-    table = tables.top_neurons_table(found, sets)
-    return Section(key, title, (words.scores_words(found),), tables=_keyed(key, table), notes=notes)
-
-
-def _named(kind: str, label: str) -> tuple[str, str]:
-    """Key and title of the part about the artefact of this name; the key is fit for an id."""
-    if not label:
-        return kind, TITLES[kind]
-    return f"{kind}-{label.encode().hex()}", f"{TITLES[kind]} ({label})"
-
-
-def _keyed(key: str, *shown: Table) -> tuple[Table, ...]:
-    return tuple(replace(table, key=f"{key}-{place}") for place, table in enumerate(shown))
-
-
-def _picture(figure: Figure, key: str, title: str, caption: str) -> Picture:
-    svg = inline_svg(figure, prefix=f"figure-{key}", title=title, description=caption)
-    return Picture(svg, title, caption, figure.get_figwidth() > _WIDE_INCHES)
-
-
-def _capped(table: Table, attribute: str) -> tuple[Table, tuple[str, ...]]:
-    """The table, cut where a page would become unusable, and a note that says so."""
-    if len(table.rows) <= _MOST_ROWS:
-        return table, ()
-    note = f"The table shows the first {_MOST_ROWS:,} of {len(table.rows):,} rows; npl.load(...).{attribute} holds all."
-    return replace(table, rows=table.rows[:_MOST_ROWS]), (note,)
+def blocks(found: Sequence[Section]) -> dict[str, list[dict[str, Any]]]:
+    """What the sections say of single neurons, by "site/layer/index", for the page's data."""
+    said: dict[str, list[dict[str, Any]]] = {}
+    for one in found:
+        for (site, layer, index), pieces in (one.part.blocks or {}).items():
+            for piece in pieces:
+                said.setdefault(f"{site}/{layer}/{index}", []).append({
+                    "title": piece.title, "text": piece.text, "pairs": [list(pair) for pair in piece.pairs],
+                    "tokens": [[token, round(float(weight), 3)] for token, weight in piece.tokens],
+                    "neurons": [[f"{s}/{layer_}/{i}", text] for s, layer_, i, text in piece.neurons],
+                })  # fmt: skip
+    return said

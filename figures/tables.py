@@ -1,215 +1,172 @@
-"""The tables of the report: rows from artefacts, with what is shown and what it is sorted by."""
+"""Tables of the report: columns of words or numbers, how they are shown, and how they travel to the page.
+
+The first rows stand in the page as text; all of them travel as packed columns, which the page sorts, filters and shows in
+pieces. Both write a number by the same form, and numbers are rounded before they travel, so that both show the same.
+"""
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-import torch
-
-from ..neurons.scores import Scores
-from ..neurons.sets import NeuronSet
-from .cells import signed
-from .plots import CELLS
-
-if TYPE_CHECKING:
-    from ..analysis.effects import Effects
-    from ..analysis.overlap import Overlap
+import numpy as np
 
 MISSING = "\u2013"
+MOST_ROWS = 20_000  # of one table; a browser sorts as many without a pause
+FIRST_ROWS = 25  # that stand in the page as text
+Form = Literal["text", "neuron", "set", ",", ".1f", ".2f", ".3f", ".4f", "+.1f", "+.3f", ".3g", "p"]
+_WORDS = ("text", "neuron", "set")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What a cell shows; `order` is what its column is sorted by where it is a number."""
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One column: words (`text`; `neuron` and `set` lead to what they name) or numbers, written by `form`.
 
-    text: str
-    order: float | None = None
+    With `high`, every cell is a range from `values` to `high`, sorted by its lower end. A number that is not finite is a
+    dash and stands last. `filtered` offers the column's words as a choice above the table.
+    """
+
+    name: str
+    form: Form
+    values: Any
+    high: Any = None
+    filtered: bool = False
 
     @property
     def is_number(self) -> bool:
-        return self.order is not None
+        return self.form not in _WORDS
+
+    def shown(self, row: int) -> str:
+        """A cell as text."""
+        if self.form == "neuron":
+            _, layer, index = str(self.values[row]).rsplit("/", 2)
+            return f"layer {layer}, neuron {index}"
+        if not self.is_number:
+            return str(self.values[row])
+        low = written(float(self.values[row]), self.form)
+        if self.high is None or low == MISSING:
+            return low
+        return f"{low} to {written(float(self.high[row]), self.form)}"
+
+    def packed(self) -> dict[str, Any]:
+        """The column for the page: JSON, with arrays as base64."""
+        head = {"name": self.name, "form": self.form, "filtered": self.filtered}
+        if not self.is_number:
+            words = {word: place for place, word in enumerate(dict.fromkeys(map(str, self.values)))}
+            return head | {"words": list(words), "values": packed(np.array([words[str(v)] for v in self.values]))}
+        ends = [
+            None if end is None else _packed(_rounded(end, self.form), self.form) for end in (self.values, self.high)
+        ]
+        return head | {"values": ends[0], "high": ends[1]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A table with its caption; the first column heads its rows."""
 
     key: str
     caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    columns: tuple[Column, ...]
 
-    def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers."""
-        return any(row[column].is_number for row in self.rows)
+    def __len__(self) -> int:
+        return len(self.columns[0].values) if self.columns else 0
 
+    @property
+    def first(self) -> list[list[str]]:
+        """The first rows as text."""
+        return [[column.shown(row) for column in self.columns] for row in range(min(FIRST_ROWS, len(self)))]
 
-def text(value: object) -> Cell:
-    """A cell of words."""
-    return Cell(str(value))
+    def packed(self) -> dict[str, Any]:
+        """The table for the page, cut where a page would become slow."""
+        cut = self.cut(MOST_ROWS)
+        return {"rows": len(cut), "columns": [column.packed() for column in cut.columns]}
 
-
-def number(value: Any, form: str = ",.0f") -> Cell:
-    """A cell with a number, in this format; a dash, sorted last, where there is none."""
-    value = float(value)
-    return Cell(format(value, form).replace("-", "\u2212"), value) if math.isfinite(value) else Cell(MISSING, -math.inf)
-
-
-def percent(value: Any) -> Cell:
-    """A share as per cent."""
-    return number(100 * float(value), ".1f")
-
-
-def points(value: Any) -> Cell:
-    """A difference of shares in percentage points, with its sign."""
-    value = 100 * float(value)
-    return Cell(signed(value), value) if math.isfinite(value) else Cell(MISSING, -math.inf)
+    def cut(self, most: int) -> Table:
+        """The first rows of the table, as a table."""
+        if len(self) <= most:
+            return self
+        kept = [
+            replace(column, values=column.values[:most], high=None if column.high is None else column.high[:most])
+            for column in self.columns
+        ]
+        return replace(self, columns=tuple(kept))
 
 
-def p_value(value: Any) -> Cell:
-    """A p value; those below 0.0001 say so."""
-    value = float(value)
-    return Cell("< 0.0001", value) if value < 1e-4 else number(value, ".4f")
+def words(name: str, values: Iterable[Any], *, form: Form = "text", filtered: bool = False) -> Column:
+    """A column of words."""
+    return Column(name, form, [str(value) for value in values], filtered=filtered)
 
 
-def range_of(low: Any, high: Any) -> Cell:
-    """An interval of a difference of shares, in percentage points; sorted by its lower end."""
-    low, high = 100 * float(low), 100 * float(high)
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return Cell(MISSING, -math.inf)
-    return Cell(f"{signed(low)} to {signed(high)}", low)
+def numbers(name: str, values: Any, form: Form = ",", *, high: Any = None) -> Column:
+    """A column of numbers, or of ranges."""
+    return Column(name, form, _floats(values), None if high is None else _floats(high))
 
 
-def sets_table(sets: Mapping[str, NeuronSet]) -> Table:
-    """Neurons of each set, in all and by layer."""
-    depth = max((s.num_layers for s in sets.values()), default=0)
-    columns = ("set", "site", "neurons", "share of site (%)", *(f"layer {layer}" for layer in range(depth)))
-    rows = tuple(
-        (text(name), text(s.site), number(len(s)), number(100 * s.share, ".2f"), *map(number, s.per_layer.tolist()))
-        for name, s in sets.items()
-    )
-    return Table("sets", "Neurons of each set, in all and by layer", columns, rows)
+def percent(name: str, values: Any, *, high: Any = None) -> Column:
+    """Shares, as per cent."""
+    return numbers(name, 100 * _floats(values), ".1f", high=None if high is None else 100 * _floats(high))
 
 
-def top_neurons_table(scores: Scores, sets: Mapping[str, NeuronSet], *, count: int = 10) -> Table:
-    """The neurons of each group with the highest scores, and whether its set holds them."""
-    columns = ("group", "rank", "layer", "neuron", "score", "signed score", "standard error", "in the group's set")
-    error, rows = scores.error, []
-    for place, group in enumerate(scores.groups):
-        best = torch.topk(scores.values[place].flatten(), min(count, scores.values[place].numel())).indices.tolist()
-        for rank, flat in enumerate(best, start=1):
-            layer, neuron = divmod(flat, scores.width)
-            measured = (tensor[place, layer, neuron] for tensor in (scores.values, scores.signed, error))
-            held = (
-                MISSING
-                if group not in sets or sets[group].site != scores.site
-                else "yes"
-                if (layer, neuron) in sets[group]
-                else "no"
-            )
-            rows.append((
-                text(group), number(rank), number(layer), number(neuron), *(number(x,
-                ".4g") for x in measured), text(held),
-            ))  # fmt: skip
-    caption = (
-        f"The {count} neurons of each group with the highest scores (site {scores.site}). A positive signed score says "
-        "that the neuron helps the group; the standard error is that of the score over examples"
-    )
-    return Table("top-neurons", caption, columns, tuple(rows))
+def points(name: str, values: Any, *, high: Any = None) -> Column:
+    """Differences of shares in percentage points, with their signs."""
+    return numbers(name, 100 * _floats(values), "+.1f", high=None if high is None else 100 * _floats(high))
 
 
-def effects_table(effects: Effects) -> Table:
-    """What silencing every set does to its own group, to the others, and what its controls do."""
-    columns = (
-        "set", "neurons", "own group before (%)", "after (%)", "change (points)", "95 % interval",
-        "others' change (points)",
-        "controls' change (points)", "p against others", "p against controls", "specific",
-        "smallest detectable (points)",
-    )  # fmt: skip
-    rows = tuple(
-        (
-            text(row["set"]), number(row["size"]), percent(row["base"]), percent(row["ablated"]), points(row["effect"]),
-            range_of(row["low"], row["high"]), points(row["others"] - row["others_base"]),
-            points(row["controls"] - row["base"]),
-            p_value(row["p_others"]), p_value(row["p_controls"]), text("yes" if row["specific"] else "no"),
-            number(100 * row["smallest_detectable"], ".1f"),
-        )
-        for row in effects.summary()
-        if row["group"] is not None
-    )  # fmt: skip
-    caption = "Each set on its own group (p one-sided, Holm-corrected over the sets)"
-    return Table("effects", caption, columns, rows)
+def p_values(name: str, values: Any) -> Column:
+    """p-values; those below 0.0001 say so."""
+    return numbers(name, values, "p")
 
 
-def effect_cells_table(effects: Effects) -> Table:
-    """Every cell of the effect matrix."""
-    columns = (
-        "set silenced", "questions of", "accuracy before (%)", "accuracy after (%)", "change (points)", "95 % interval",
-        "change by controls (points)", "p against controls",
-    )  # fmt: skip
-    low, high = effects.interval()
-    p, _ = effects.corrected(cells="all", correction=CELLS)
-    rows = tuple(
-        (
-            text(name), text(group), percent(effects.accuracy_base[g]), percent(effects.accuracy_ablated[s, g]),
-            points(effects.effect[s, g]), range_of(low[s, g], high[s, g]), points(effects.control_effect[s,
-            g]), p_value(p[s, g]),
-        )
-        for s, name in enumerate(effects.sets)
-        for g, group in enumerate(effects.groups)
-    )  # fmt: skip
-    return Table(
-        "effect-cells", "Every set on every group (p one-sided, Benjamini-Hochberg over all cells)", columns, rows
-    )
+def written(value: float, form: str) -> str:
+    """A number by its form, with a true minus sign; a dash where it is not finite."""
+    if not math.isfinite(value):
+        return MISSING
+    if form == "p":
+        return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    text = format(round(value), ",") if form == "," else format(value, form)
+    if float(text.replace(",", "")) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "\u2212")
 
 
-def overlap_table(overlap: Overlap) -> Table:
-    """Every pair of sets: overlap, chance, interval of chance and p."""
-    columns = (
-        "set", "other set", "shared neurons", "Jaccard", "by chance", "95 % of chance", "times chance", "p",
-        "corrected p",
-    )  # fmt: skip
-    rows = []
-    for a, b in _pairs(overlap.groups):
-        expected, low, high = (float(t[a, b]) for t in (overlap.expected, overlap.low, overlap.high))
-        ratio = float(overlap.jaccard[a, b]) / expected if expected > 0 else math.nan
-        chance = (
-            Cell(f"{low:.4f} to {high:.4f}", low)
-            if math.isfinite(low) and math.isfinite(high)
-            else Cell(MISSING, -math.inf)
-        )
-        rows.append((
-            text(overlap.groups[a]), text(overlap.groups[b]), number(overlap.intersections[a, b]),
-            number(overlap.jaccard[a, b], ".4f"), number(expected, ".4f"), chance, number(ratio, ".2f"),
-            p_value(overlap.p[a, b]), p_value(overlap.p_corrected[a, b]),
-        ))  # fmt: skip
-    return Table("overlap", "Overlap of every pair of sets against chance", columns, tuple(rows))
+def _packed(values: np.ndarray, form: str) -> dict[str, Any]:
+    """Rounded numbers, in double precision where single would change the last digit that is shown."""
+    digits = int(form[-2]) if form.endswith("f") else 0
+    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+    return packed(values, double=bool(largest * 10**digits >= 2**23))
 
 
-def retention_table(retention: Any) -> Table:
-    """Accuracy of every group before and after tuning, by method."""
-    columns = ("method", "group", "role", "before (%)", "after (%)", "95 % interval of after (%)", "change (points)")
-    rows = []
-    for m, method in enumerate(retention.methods):
-        for g, group in enumerate(retention.groups):
-            before, after = float(retention.before[g]), float(retention.after[m, g])
-            low, high = 100 * float(retention.after_low[m, g]), 100 * float(retention.after_high[m, g])
-            role = (
-                "learned"
-                if group == retention.group
-                else "trained before"
-                if group in retention.trained_groups
-                else "other"
-            )
-            rows.append((
-                text(method), text(group), text(role), percent(before), percent(after),
-                Cell(f"{low:.1f} to {high:.1f}", low), points(after - before),
-            ))  # fmt: skip
-    return Table("retention", f"What tuning on {retention.group} changed, group by group", columns, tuple(rows))
+def packed(values: np.ndarray, *, double: bool = False) -> dict[str, Any]:
+    """An array as base64, in the smallest type that holds it."""
+    values = np.asarray(values)
+    kind = "f64" if double else "f32"
+    if values.dtype != np.float16 and np.isfinite(values).all() and (values == np.round(values)).all():
+        lowest, highest = (values.min(), values.max()) if values.size else (0, 0)
+        kind = next((k for k, most in _WHOLE.items() if highest <= most), "f64") if lowest >= 0 else "f64"
+        kind = "f32" if kind == "f64" and np.abs([lowest, highest]).max() < 2**24 else kind
+    if values.dtype == np.float16:
+        kind = "f16"
+    return {"type": kind, "data": base64.b64encode(values.astype(_TYPES[kind]).tobytes()).decode("ascii")}
 
 
-def _pairs(groups: Sequence[str]) -> list[tuple[int, int]]:
-    return [(a, b) for a in range(len(groups)) for b in range(a + 1, len(groups))]
+_WHOLE = {"u8": 2**8 - 1, "u16": 2**16 - 1, "u32": 2**32 - 1}
+_TYPES = {"u8": "<u1", "u16": "<u2", "u32": "<u4", "f16": "<f2", "f32": "<f4", "f64": "<f8"}
+
+
+def _floats(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _rounded(values: Sequence[float] | np.ndarray, form: str) -> np.ndarray:
+    """What is shown as the number it says; -0 is 0."""
+    array = np.asarray(values, dtype=np.float64)
+    if form == "p":
+        return np.where(array < 1e-4, array, [float(f"{value:.4f}") for value in array]) if array.size else array
+    if form == ",":
+        return np.round(array)
+    return np.array([float(format(value, form)) for value in array]) + 0.0

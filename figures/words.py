@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..neurons.scores import Scores
+from ..neurons.atlas import Record
 from ..neurons.sets import NeuronSet
 from .forgetting import combine
 from .plots import SIGNIFICANT
-from .tables import points
+from .tables import written
 
 if TYPE_CHECKING:
+    from ..analysis.agreement import Agreement
     from ..analysis.effects import Effects
     from ..analysis.overlap import Overlap
     from ..analysis.similarity import Similarity
+    from ..attribution.fidelity_result import Fidelity
+    from ..attribution.importance import Importance
+    from ..attribution.stability import Stability
 
 
-def scores_words(scores: Scores) -> str:
-    """What was scored, over how many examples, by which method."""
-    counts = scores.counts.tolist()
+def scores_words(scores: Record) -> str:
+    """What was scored, over how many examples, by which method; from the record, whose values are not read."""
+    meta, (_, layers, width) = scores.meta, scores.arrays["values"].shape
     return (
-        f"{_many(len(scores.groups), 'group')} ({_listed(scores.groups)}) scored on "
-        f"{scores.num_layers * scores.width:,} neurons of site {scores.site} "
-        f"({_many(scores.num_layers, 'layer')} of {scores.width:,}), by method {scores.method} on objective "
-        f"{scores.objective}, over {_span(counts)} examples a group."
+        f"{_many(len(meta['groups']), 'group')} ({_listed(meta['groups'])}) scored on {layers * width:,} neurons of site "
+        f"{meta['site']} ({_many(layers, 'layer')} of {width:,}), by method {meta['method']} on objective "
+        f"{meta['objective']}, over {_span(list(scores.arrays['counts'][:]))} examples a group."
     )
 
 
@@ -43,14 +48,14 @@ def sets_words(sets: Mapping[str, NeuronSet]) -> str:
     return words + "."
 
 
-def effects_words(effects: Effects) -> tuple[str, ...]:
+def effects_words(effects: Effects, summary: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """For how many sets silencing hurts the own group more than the others and more than matched controls do."""
     base = 100 * effects.accuracy_base[torch.isfinite(effects.accuracy_base)]
     said = (
         f"With nothing silenced, {effects.metric} is {base.mean():.1f} % on the mean of "
         f"{_many(len(base), 'group')} ({_span(base.tolist(), '.1f')} %)."
     )
-    rows = [row for row in effects.summary() if row["group"] is not None]
+    rows = [row for row in summary if row["group"] is not None]
     controls = effects.controls.shape[1]
     if not rows:
         return said, "No set bears the name of a group, so there is no own group to compare with the others."
@@ -58,7 +63,7 @@ def effects_words(effects: Effects) -> tuple[str, ...]:
         return said, "The study has no controls, so it cannot be said whether random neurons would do the same."
     specific = [row["set"] for row in rows if row["specific"]]
     change, others, random = (
-        points(torch.tensor([row[now] - row[was] for row in rows]).nanmean()).text
+        _points(torch.tensor([row[now] - row[was] for row in rows]).nanmean())
         for now, was in (("ablated", "base"), ("others", "others_base"), ("controls", "base"))
     )
     found = (
@@ -127,10 +132,119 @@ def retention_words(retention: Any) -> list[str]:
             )
             words += (
                 f", and the mean over {_many(len(kept), 'trained group')} from {100 * was.mean():.1f} % to "
-                f"{100 * now.mean():.1f} % ({low:.1f} to {high:.1f}; {points(now.mean() - was.mean()).text} points)"
+                f"{100 * now.mean():.1f} % ({low:.1f} to {high:.1f}; {_points(now.mean() - was.mean())} points)"
             )
         sentences.append(words + ".")
     return sentences
+
+
+def continual_words(result: Any) -> tuple[str, ...]:
+    """What each method knew at the end of the stream, and forgot; one sentence a method."""
+    sentences = []
+    seeds = _many(len(result.seeds), "seed")
+    parts = {name: result.interval(name) for name in ("average_accuracy", "forgetting", "known_forgetting")}
+    for m, method in enumerate(result.methods):
+        mean, low, high = (100 * float(part[m]) for part in parts["average_accuracy"])
+        words = f"After {_many(len(result.tasks), 'task')}, {method} answers {mean:.1f} % right{_between(low, high)}"
+        for name, what in (("forgetting", "of the stream"), ("known_forgetting", "of what was known before")):
+            lost, low, high = (100 * float(part[m]) for part in parts[name])
+            if math.isfinite(lost):
+                words += f"; forgotten {what}: {written(lost, '+.1f')} points{_between(low, high)}"
+        sentences.append(words + ".")
+    spread = "95 % t interval over seeds" if len(result.seeds) > 1 else "one run, no interval"
+    return (f"A stream of {_many(len(result.tasks), 'task')}, means over {seeds} ({spread}).", *sentences)
+
+
+def sweep_words(sweep: Any) -> tuple[str, ...]:
+    """The smallest and the largest share that was tuned, on both sides."""
+    sentences = []
+    for title, groups in (("trained on", sweep.in_domain), ("not trained on", sweep.out_of_domain)):
+        mean, low, high = (100 * part.double() for part in sweep.interval(groups))
+        if not len(groups):
+            continue
+        ends = sorted({0, len(mean) - 1})
+        shown = " and ".join(
+            f"{mean[i]:.1f} %{_between(float(low[i]), float(high[i]))} with {100 * sweep.settings[i]['share']:g} % of the "
+            "neurons tuned" for i in ends
+        )  # fmt: skip
+        sentences.append(f"Accuracy on the {_many(len(groups), 'group')} {title}: {shown}.")
+    return tuple(sentences)
+
+
+def translation_words(table: Any) -> tuple[str, ...]:
+    """What each method learned and lost."""
+    gain, lost = table.gain().nanmean(dim=1), table.forgetting().nanmean(dim=1)
+    seeds = _many(len(table.seeds), "seed")
+    return tuple(
+        f"Tuning on {_listed(table.learned)} by {method} raised chrF there by {written(float(gain[m]), '+.1f')} and cost "
+        f"{written(float(lost[m]), '+.1f')} on what was known in the other pairs (means over {seeds})."
+        for m, method in enumerate(table.methods)
+    )
+
+
+def fidelity_words(fidelity: Fidelity, summary: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """How well every method ranks neurons, with its interval."""
+    best = [
+        f"{row['method']} {row['correlation']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        for row in summary
+        if row["method"] != "random"
+    ]
+    sure = [row["method"] for row in summary if row["method"] != "random" and row["deletion_low"] > 0]
+    return (
+        f"Rank correlation of scores with exact silencing, over {fidelity.exact.shape[1]} random neurons, mean over "
+        f"{_many(len(fidelity.groups), 'group')} (95 % interval over neurons): {', '.join(best)}.",
+        f"On held-out examples, silencing the first neurons does more harm than random orders for {len(sure)} of "
+        f"{_many(len(fidelity.methods), 'method')} (interval over items above zero)"
+        + (f": {_listed(sure)}." if sure else "."),
+    )
+
+
+def stability_words(stability: Stability) -> str:
+    """How far a set moves with each thing that was changed."""
+    said = []
+    for axis in dict.fromkeys(stability.axes):
+        rows = [row for row, name in enumerate(stability.axes) if name == axis]
+        chance = float(stability.chance[rows].mean())
+        mean, lowest = float(stability.jaccard[rows].mean()), float(stability.jaccard[rows].min())
+        said.append(f"{axis} {mean:.2f} (lowest {lowest:.2f}, by chance {chance:.3f})")
+    return (
+        f"Selected again with one thing changed, a group's set agrees with the one of the settings given by a mean Jaccard "
+        f"index of: {'; '.join(said)}."
+    )
+
+
+def importance_words(importance: Importance) -> str:
+    """The layer and the component with the largest share of the scores."""
+    values = importance.values.double().mean(dim=0)
+    total = float(values.sum())
+    if not total > 0:
+        return "All scores are zero."
+    layer, component = int(values.sum(dim=1).argmax()), int(values.sum(dim=0).argmax())
+    return (
+        f"Of the scores of all components, layer {layer} holds the most ({100 * float(values[layer].sum()) / total:.1f} % of "
+        f"{_many(values.shape[0], 'layer')}), and component {importance.components[component]} "
+        f"({100 * float(values[:, component].sum()) / total:.1f} %), mean over {_many(len(importance.groups), 'group')}."
+    )
+
+
+def agreement_words(agreement: Agreement) -> str:
+    """The mean agreement over pairs of methods."""
+    first, second = np.triu_indices(len(agreement.methods), k=1)
+    rank, top = (values[:, first, second].mean(axis=0) for values in (agreement.correlation, agreement.jaccard))
+    chance = agreement.top / (2 - agreement.top)
+    return (
+        f"{_many(len(agreement.methods), 'method')} on site {agreement.site} ({_listed(agreement.methods)}): rank "
+        f"correlation of two methods' scores {_span(list(rank), '.2f')}; the top {100 * agreement.top:g} % agree by a "
+        f"Jaccard index of {_span(list(top), '.2f')} (by chance {chance:.3f})."
+    )
+
+
+def _points(value: Any) -> str:
+    return written(100 * float(value), "+.1f")
+
+
+def _between(low: float, high: float) -> str:
+    return f" ({low:.1f} to {high:.1f})" if math.isfinite(low) and math.isfinite(high) else ""
 
 
 def _many(count: int, noun: str) -> str:

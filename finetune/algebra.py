@@ -11,8 +11,9 @@ from torch import Tensor
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .delta import Delta
+from .entries import Entry, whole_entries
 from .errors import DeltaError
-from .slices import Entry, parts_of, slice_entries, whole_entries
+from .slices import parts_of, slice_entries
 
 Overlap = Literal["error", "last", "sum"]
 

@@ -14,8 +14,9 @@ from torch.nn import functional
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .delta import Delta
+from .entries import Entry
 from .errors import TuneError
-from .slices import Entry, SlicePart, slice_entries, slice_parts
+from .slices import SlicePart, linear_parts, slice_entries
 
 Ways = Mapping[str, Sequence[Collection[str]]]
 
@@ -40,13 +41,13 @@ class Beds:
         }
         self.groups = tuple(self.ways)
         self.neurons = _union(sets)
-        self.parts = slice_parts(subject, self.neurons)
+        self.parts = linear_parts(subject, self.neurons, what="planting")
         if not self.parts:
             raise TuneError("the beds are all empty; nothing can be planted")
         self.entries: tuple[Entry, ...] = slice_entries(self.parts)
         self.base = {entry.key: entry.read() for entry in self.entries}
         self.masters = {key: nn.Parameter(values.to(torch.float32, copy=True)) for key, values in self.base.items()}
-        owners = [{p.path: p for p in slice_parts(subject, one)} for one in sets.values()]
+        owners = [{p.path: p for p in linear_parts(subject, one, what="planting")} for one in sets.values()]
         self.owned = {part.path: _owned(part, owners) for part in self.parts}
         self.on: Bool[Tensor, "*example bed"] = torch.ones(len(self.names), dtype=torch.bool)
         self.allowed: Bool[Tensor, "example bed"] | None = None

@@ -80,8 +80,8 @@ def write_checkpoint(
     """
     kept = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     said = {
-        "format": FORMAT, "version": VERSION, "about": dict(to.about), "recipe": asdict(recipe), "num_steps": num_steps,
-        **asdict(run), "versions": library_versions(), "tensors": _digest(kept),
+        "format": FORMAT, "version": VERSION, "about": dict(to.about), "recipe": recipe.facts(), "num_steps": num_steps,
+        **asdict(run), "versions": library_versions(), "tensors": digest_of(kept),
     }  # fmt: skip
     text = json.dumps(said, ensure_ascii=False)
     temporary = None
@@ -143,13 +143,13 @@ def read_checkpoint(
         return None
     _check_same(to, said, recipe, num_steps)
     tensors = load_file(to.path)
-    if _digest(tensors) != said["tensors"]:
+    if digest_of(tensors) != said["tensors"]:
         raise TuneError(f"{to.path} is damaged: its checksum does not match; delete it to start over")
     missing = [key for key in keys if f"masters/{key}" not in tensors]
     if missing:
         raise TuneError(f"{to.path} has no {missing[0]}; it belongs to another slice, name another file")
     run = Run(said["step"], said["history"], [(step, loss) for step, loss in said["evals"]], said["changes"])
-    if said["recipe"] != asdict(recipe):
+    if said["recipe"] != recipe.facts():
         run.changes.append({"step": run.step, "recipe": said["recipe"]})
     return run, tensors
 
@@ -172,7 +172,7 @@ def set_rng(states: Mapping[str, Tensor]) -> None:
 
 def _check_same(to: Checkpointing, said: Mapping[str, Any], recipe: Recipe, num_steps: int) -> None:
     """Raise unless the run may go on from a checkpoint that says this of itself."""
-    now = {**to.about, **asdict(recipe)}
+    now = {**to.about, **recipe.facts()}
     then = {**said["about"], **said["recipe"]}
     differ = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     lasting = [key for key in differ if key in FIXED or key not in said["recipe"]]
@@ -192,7 +192,7 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
     save_file(tensors, path, metadata)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of names and bytes, in the order of names."""
     digest = hashlib.sha256()
     for key in sorted(tensors):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..attribution.language_pairs import PairNeurons
 from ..corpora.examples import Corpus
 from ..neurons.atlas import Record, record_type
+from ..neurons.pickling import by_fields
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .errors import TuneError
@@ -50,6 +51,8 @@ class TranslationTable:
     after: Float[Tensor, "method seed metric column"]
     trainable: Int[Tensor, " method"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("learned", "methods", "seeds"):

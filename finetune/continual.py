@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,15 @@ from ..corpora.examples import Corpus
 from ..neurons.atlas import library_versions
 from ..neurons.scores import Scores
 from ..neurons.subject import Subject
-from . import ewc, full_methods, lora_methods, ncft, replay, weighted  # noqa: F401  (they register their methods)
+from . import (  # noqa: F401  (they register their methods)
+    ewc,
+    full_methods,
+    guarded,
+    lora_methods,
+    ncft,
+    replay,
+    weighted,
+)
 from .continual_result import Continual
 from .continual_state import Folder, Stage, open_state
 from .errors import TuneError
@@ -27,7 +36,7 @@ from .streams import Order, Task, in_order
 from .training import Progress, Recipe
 
 Accuracy = Callable[[Subject, Corpus], Tensor]
-METHODS = ("ncft", "w-ncft", "random", "full", "lora", "o-lora", "ewc", "replay", "per-task", "joint")
+METHODS = ("ncft", "w-ncft", "guarded", "random", "full", "lora", "o-lora", "ewc", "replay", "per-task", "joint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +106,7 @@ def continual(
     lrs: Mapping[str, float] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     state: str | Path | None = None,
+    guard: bool = True,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Continual:
@@ -111,18 +121,24 @@ def continual(
     method, `options` further ones (see each method).
 
     `state` is a folder: a run that is interrupted goes on after the last finished task of every (method, seed), and
-    methods and seeds can be added. `progress` is called with (steps done, steps), `tell` with a line for each sequence.
+    methods and seeds can be added. `guard` is that of `Recipe`. `progress` is called with (steps done, steps), `tell`
+    with a line for each sequence.
 
     Raises TuneError for an unknown method, option or order, for a state of other arguments, and what training raises;
     the subject is bit for bit the same afterwards, also after an error.
     """
-    recipe = Recipe(lr=1.0, steps=steps, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay)
-    plans = _plans(methods, lrs or {}, options or {}, recipe)
-    orders = {seed: in_order(tasks, order, seed=seed) for seed in seeds}
-    if not orders or len(orders) < len(tuple(seeds)):
-        raise TuneError("give at least one seed, and each once")
-    tasks, orders = _used(tuple(tasks), orders)
+    recipe = Recipe(
+        lr=1.0, steps=steps, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay, guard=guard
+    )  # fmt: skip
     where = location or Location()
+    plans = planned(methods, seeds, recipe=recipe, lrs=lrs, options=options, reference=reference)
+    _check_layers(subject, plans, where)
+    orders = {seed: in_order(tasks, order, seed=seed) for seed in seeds}
+    tasks, orders = _used(tuple(tasks), orders)
+    if where.contrast == "z" and len(tasks) > 1 and (reference is None or len(reference.groups) < 2):
+        raise TuneError(
+            "contrast 'z' needs three groups at every task; give a reference of two groups or more, or another contrast"
+        )
     arguments = _arguments(subject, tasks, order, known, reference, where, recipe)
     folder = open_state(state, arguments, {p.method.name: {"lr": p.recipe.lr, **asdict(p.options)} for p in plans})
     run = _Run(subject, tasks, accuracy, known, reference, where, folder)
@@ -153,10 +169,23 @@ def continual(
     )  # fmt: skip
 
 
-def _plans(
-    methods: Sequence[str], lrs: Mapping[str, float], options: Mapping[str, Mapping[str, Any]], recipe: Recipe
+def planned(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    recipe: Recipe,
+    lrs: Mapping[str, float] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    reference: Corpus | None = None,
 ) -> list[_Plan]:
-    """The methods with their rates and options, checked before anything is trained."""
+    """The methods with their rates and options, checked as far as that goes without the subject.
+
+    Raises TuneError for what cannot be run: an unknown method, an option of another type, a method whose library is not
+    installed, an option that needs a reference where there is none.
+    """
+    lrs, options = lrs or {}, options or {}
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise TuneError("give at least one seed, and each once")
     for name, given in (("lrs", lrs), ("options", options)):
         unused = [key for key in given if key not in methods]
         if unused:
@@ -164,10 +193,29 @@ def _plans(
     if not methods or len(set(methods)) < len(methods):
         raise TuneError("give at least one method, and each once")
     chosen = [learner_named(name) for name in methods]
-    return [
+    plans = [
         _Plan(one, options_of(one, options.get(one.name, {})), replace(recipe, lr=lrs.get(one.name, one.lr)))
         for one in chosen
     ]
+    for plan in plans:
+        if issubclass(plan.method.options, lora_methods.LoraOptions):
+            lora_methods.require_peft()
+        if getattr(plan.options, "known", 0) and reference is None:
+            raise TuneError(
+                f"option {plan.method.name}.known takes rows of the reference; give a reference, or leave it out"
+            )
+    return plans
+
+
+def _check_layers(subject: Subject, plans: Sequence[_Plan], where: Location) -> None:
+    """Raise for layers that the subject does not have."""
+    depth = subject.site(where.site).num_layers
+    named = {f"option {plan.method.name}.layers": getattr(plan.options, "layers", None) for plan in plans}
+    for what, layers in (named | {"layers": where.layers}).items():
+        wrong = [layer for layer in layers or () if not 0 <= layer < depth]
+        if wrong or (layers is not None and not layers):
+            named_now = f"has layer {wrong[0]}" if wrong else "is empty"
+            raise TuneError(f"{what} {named_now}; the subject has layers 0 to {depth - 1}")
 
 
 def _sequence(run: _Run, plan: _Plan, places: tuple[int, ...], seed: int, done: _Counter) -> list[Stage]:
@@ -190,13 +238,23 @@ def _sequence(run: _Run, plan: _Plan, places: tuple[int, ...], seed: int, done: 
             run.subject, stream, place, recipe, run.location, plan.options, learned, run.reference,
             lambda: run.reference_scores, done.inner,
         )  # fmt: skip
-        learned = method.learn(lesson)
+        with _named(f"method {method.name}, seed {seed}, task {task.name!r} (number {place + 1})"):
+            learned = method.learn(lesson)
         stage = _measured(run, method, lesson, learned, places)
         folder.write(place, stage, learned)
         stages.append(stage)
         owed = owed if learned is None else done.add(owed)
     folder.done(len(stream))
     return stages
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What goes wrong in the block says where."""
+    try:
+        yield
+    except TuneError as error:
+        raise TuneError(f"{what}: {error}") from error
 
 
 def _measured(run: _Run, method: Learner, lesson: Lesson, learned: Learned | None, places: tuple[int, ...]) -> Stage:
@@ -231,7 +289,7 @@ def _arguments(
     location: Location, recipe: Recipe,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that decides a sequence beside method and seed, as JSON."""
-    training = {key: value for key, value in asdict(recipe).items() if key not in ("lr", "seed")}
+    training = {key: value for key, value in recipe.facts().items() if key not in ("lr", "seed")}
     found = {
         "subject": subject.fingerprint, "dtype": str(subject.dtype), "tasks": [task.name for task in tasks],
         "train": [task.train.hash for task in tasks], "test": [task.test.hash for task in tasks],

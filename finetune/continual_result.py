@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..neurons.atlas import Record, record_type
+from ..neurons.pickling import by_fields
 from . import continual_metrics as formula
 from .errors import TuneError
 
@@ -43,6 +44,8 @@ class Continual:
     known_before: float
     trainable: Int[Tensor, " method"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("methods", "tasks", "seeds"):

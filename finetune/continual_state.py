@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ import torch
 
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
+from .checkpoints import digest_of
 from .delta import Delta
 from .errors import TuneError
 from .learners import Learned, entries_now
@@ -38,7 +40,7 @@ class Folder:
         """The finished stages, in order."""
         found: list[Stage] = []
         while self.path is not None and (file := self._result(len(found))).is_file():
-            found.append(Stage(**json.loads(file.read_text())))
+            found.append(_stage(file))
         return found
 
     def write(self, place: int, stage: Stage, learned: Learned | None) -> None:
@@ -48,7 +50,8 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         if learned is not None:
             save_learned(learned, self.path / f"learned-{place + 1}.safetensors")
-        write_whole(self._result(place), json.dumps(vars(stage)).encode())
+        said = {**vars(stage), "checksum": _checksum(vars(stage))}
+        write_whole(self._result(place), json.dumps(said).encode())
         (self.path / f"learned-{place}.safetensors").unlink(missing_ok=True)
 
     def learned(self, subject: Subject, count: int) -> Learned | None:
@@ -77,6 +80,8 @@ def open_state(state: str | Path | None, arguments: Mapping[str, Any], methods: 
     if state is None:
         return None
     folder = Path(state)
+    if folder.exists() and not folder.is_dir():
+        raise TuneError(f"{folder} is a file; the state is a folder, give another path for it")
     if folder.exists() and not (folder / "run.json").is_file() and any(folder.iterdir()):
         raise TuneError(f"{folder} exists and holds no run of this kind; choose another folder for the state")
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,12 +101,36 @@ def _same(file: Path, arguments: Mapping[str, Any], advice: str) -> None:
     if not file.is_file():
         write_whole(file, json.dumps(now, indent=1).encode())
         return
-    then = json.loads(file.read_text())
+    then = _read(file, f"remove {file.parent} to start over, or put the file back")
     for key in dict.fromkeys([*then, *now]):
         if then.get(key) != now.get(key):
             raise TuneError(
                 f"{file.parent} holds a run with another {key}: {_short(then.get(key))}, now {_short(now.get(key))}; {advice}"
             )
+
+
+def _stage(file: Path) -> Stage:
+    advice = f"remove {file.parent} to learn this sequence again"
+    said = _read(file, advice)
+    checksum = said.pop("checksum", None)
+    if set(said) != set(Stage.__dataclass_fields__) or checksum not in (None, _checksum(said)):
+        raise TuneError(f"{file} is damaged: its checksum or its entries do not match; {advice}")
+    return Stage(tuple(said["row"]), said["known"], said["trained"])
+
+
+def _read(file: Path, advice: str) -> dict[str, Any]:
+    """A JSON object. Raises TuneError for anything else, with what to do."""
+    try:
+        said = json.loads(file.read_text())
+    except ValueError as error:
+        raise TuneError(f"{file} is damaged ({error}); {advice}") from error
+    if not isinstance(said, dict):
+        raise TuneError(f"{file} is damaged: expected a JSON object, found {_short(said)}; {advice}")
+    return said
+
+
+def _checksum(said: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(said), sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: Any) -> str:
@@ -137,6 +166,7 @@ def save_learned(learned: Learned, path: Path) -> None:
         tensors["mask"] = delta.neurons.mask
         meta |= {"site": delta.neurons.site, "origin": json.dumps(dict(delta.neurons.origin))}
     alone = {key: tensor.clone() for key, tensor in tensors.items()}  # the format refuses tensors that share memory
+    meta["checksum"] = digest_of(alone)
     write_whole(path, save(alone, metadata=meta))
 
 
@@ -144,12 +174,17 @@ def load_learned(subject: Subject, path: Path) -> Learned:
     """What a method held, back on its untouched subject."""
     from safetensors import SafetensorError, safe_open
 
+    advice = f"remove {path.parent} to learn this sequence again"
     try:
         with safe_open(path, framework="pt") as file:
-            meta = file.metadata()
+            meta = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise TuneError(f"{path} cannot be read: {error}; remove its folder to learn this sequence again") from error
+        raise TuneError(f"{path} cannot be read: {error}; {advice}") from error
+    if meta.get("checksum") not in (None, digest_of(tensors)):
+        raise TuneError(f"{path} is damaged: its checksum does not match; {advice}")
+    if meta.get("subject") != subject.fingerprint or "trained" not in meta:
+        raise TuneError(f"{path} holds nothing that was learned on this subject; {advice}")
     neurons = None
     if "mask" in tensors:
         neurons = NeuronSet(meta["site"], meta["subject"], tensors["mask"], json.loads(meta["origin"]))
@@ -159,5 +194,8 @@ def load_learned(subject: Subject, path: Path) -> Learned:
         if kind in parts:
             parts[kind][name] = tensor
     base = entries_now(subject, neurons)
+    missing = [key for key in base if key not in parts["delta"]]
+    if missing:
+        raise TuneError(f"{path} has no {missing[0]}; {advice}")
     values = {key: parts["delta"][key] for key in base}
     return Learned(Delta(meta["subject"], neurons, values, base), int(meta["trained"]), parts["memory"])

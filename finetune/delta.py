@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..neurons.pickling import by_fields
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, fingerprint
+from .entries import Entry, whole_entries
 from .errors import DeltaError
-from .slices import Entry, parts_of, slice_entries, whole_entries
+from .quantised import QuantisedEntry
+from .slices import parts_of, slice_entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,8 @@ class Delta:
     base: Mapping[str, Tensor]
     history: tuple[float, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("values", "base"):
@@ -61,6 +66,13 @@ class Delta:
                 "load the model that it was trained on, or train it again on this one"
             )
         self._entries(subject)
+
+    def check_mergeable(self, subject: Subject) -> None:
+        """Raise DeltaError unless that subject's weights can hold what this delta has."""
+        if any(isinstance(entry, QuantisedEntry) for entry in self._entries(subject)):
+            raise DeltaError(
+                f"{subject.name!r} is quantised and cannot hold the delta in its weights; use it with delta.applied(subject)"
+            )
 
     @contextmanager
     def applied(self, subject: Subject) -> Iterator[None]:
@@ -125,6 +137,7 @@ class Delta:
     def _exchanged(
         self, subject: Subject, old: Mapping[str, Tensor], new: Mapping[str, Tensor], in_place: bool
     ) -> Subject:
+        self.check_mergeable(subject)
         for entry in self._entries(subject):
             if not torch.equal(entry.read().cpu(), old[entry.key]):
                 why = "was not merged into this model" if old is self.values else "is merged already"

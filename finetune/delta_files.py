@@ -78,6 +78,7 @@ def export_merged(delta: Delta, subject: Subject, folder: str | Path) -> Path:
     fails.
     """
     folder = folder_for(folder, "the checkpoint")
+    delta.check_mergeable(subject)
     with delta.applied(subject), in_place_of(folder) as temporary:
         subject.model.save_pretrained(temporary)
         subject.tokenizer.save_pretrained(temporary)

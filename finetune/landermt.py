@@ -17,9 +17,9 @@ from ..corpora.examples import Corpus
 from ..neurons.atlas import library_versions
 from ..neurons.subject import Subject
 from .delta import Delta
+from .entries import Entry
 from .errors import TuneError
 from .routing import Gates, open_gates, routed, trainable_gates
-from .slices import Entry
 from .trainable import Trainable, trainable_slice
 from .training import Progress, Recipe, train
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -14,9 +14,11 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .delta import Delta
+from .entries import whole_entries
 from .errors import TuneError
 from .location import Location
-from .slices import parts_of, slice_entries, whole_entries
+from .options import made_options
+from .slices import parts_of, slice_entries
 from .streams import Task
 from .training import Progress, Recipe
 
@@ -122,12 +124,8 @@ def learner_named(name: str) -> Learner:
 
 
 def options_of(method: Learner, given: Mapping[str, Any]) -> Any:
-    """A method's options. Raises TuneError for one that it does not have."""
-    known = [one.name for one in fields(method.options)]
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise TuneError(f"method {method.name!r} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    return method.options(**given)
+    """A method's options. Raises TuneError for one that it does not have, and for a value of another type or range."""
+    return made_options(method.options, given, method=method.name)
 
 
 def entries_now(subject: Subject, neurons: NeuronSet | None) -> dict[str, Tensor]:

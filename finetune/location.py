@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attribution.attribute import attribute
-from ..attribution.selection import contrasted, select
+from ..attribution.selection import CONTRASTS, contrasted, select
 from ..corpora.examples import Corpus
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
@@ -45,6 +45,14 @@ class Location:
     def __post_init__(self) -> None:
         if self.contrast == "controls":
             raise TuneError("contrast 'controls' needs no other groups; a stream takes others, z or None")
+        allowed = {"contrast": (None, *CONTRASTS), "scope": ("global", "layer"), "by": ("values", "signed")}
+        for name, values in allowed.items():
+            if (given := getattr(self, name)) not in values:
+                there = ", ".join(str(value) for value in values if value != "controls")
+                raise TuneError(f"unknown {name} {given!r} of a location; expected {there}")
+        share = isinstance(self.top, float) and 0 < self.top <= 1
+        if not share and (isinstance(self.top, bool) or not isinstance(self.top, int) or self.top < 1):
+            raise TuneError(f"top must be a share above 0 and at most 1.0, or a number of neurons, got {self.top!r}")
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
 

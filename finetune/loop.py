@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from ..attribution.encoding import Encoded
 from ..neurons.subject import Subject
 from .checkpoints import Checkpointing, Run, read_checkpoint, rng_state, set_rng, write_checkpoint
+from .divergence import WINDOW, Guard
 from .errors import TuneError
-from .losses import Penalty, answer_sum, batch_gradient
-from .processes import Team, join_team, parts
+from .losses import Penalty, batch_gradient
+from .processes import Team, join_team
 from .recipe import Recipe
 from .trainable import Trainable
 
@@ -31,10 +33,12 @@ def train(
     recipe: Recipe,
     *,
     penalty: Penalty | None = None,
+    after_step: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[float, ...]:
     """Move the masters; returns the answer loss of every step. See `fit`, which also keeps checkpoints."""
-    return tuple(fit(subject, encoded, trainable, recipe, penalty=penalty, progress=progress).history)
+    run = fit(subject, encoded, trainable, recipe, penalty=penalty, after_step=after_step, progress=progress)
+    return tuple(run.history)
 
 
 def fit(
@@ -45,16 +49,18 @@ def fit(
     *,
     held_out: Sequence[Encoded] = (),
     penalty: Penalty | None = None,
+    after_step: Callable[[], None] | None = None,
     progress: Progress | None = None,
     checkpoint: Checkpointing | None = None,
 ) -> Run:
     """Move the masters by the recipe; afterwards they are those of the last step, or of the best one with `patience`.
 
-    `penalty` is added to each step's loss before its backward. Under `torchrun` or `accelerate launch` every process
+    `penalty` is added to each step's loss before its backward; `after_step` is called when the optimizer has moved the
+    masters, and may put them where they are allowed to be. Under `torchrun` or `accelerate launch` every process
     calls this with the same arguments and computes its share of each batch and of `held_out`.
 
-    Raises TuneError when there is nothing to train on, when a loss or a gradient is not finite, and what
-    `read_checkpoint` and `write_checkpoint` raise.
+    Raises TuneError when there is nothing to train on, when a loss or a gradient is not finite or the losses are far
+    off (see `Recipe.guard`), and what `read_checkpoint` and `write_checkpoint` raise.
     """
     _check(subject, encoded, recipe, held_out)
     team = join_team(subject)
@@ -64,7 +70,7 @@ def fit(
         team.same(f"{checkpoint.about} {recipe} resume={checkpoint.resume}")
     elif team.size > 1:
         team.same(f"{_about(subject, trainable, encoded, held_out)} {recipe}")
-    loop = _Loop(subject, trainable, recipe, recipe.num_steps(len(encoded)), team, checkpoint)
+    loop = _Loop(subject, trainable, recipe, recipe.num_steps(len(encoded)), team, checkpoint, after_step)
     with loop.resumed():
         loop.run_through(encoded, held_out, penalty, progress)
     return loop.run
@@ -80,6 +86,7 @@ class _Loop:
     num_steps: int
     team: Team
     checkpoint: Checkpointing | None
+    after_step: Callable[[], None] | None = None
     run: Run = field(default_factory=Run)
     best: tuple[Tensor, ...] = ()
     kept: int | None = None  # the step that the checkpoint holds
@@ -88,11 +95,19 @@ class _Loop:
         recipe = self.recipe
         self.optimizer = torch.optim.AdamW(self.trainable.masters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.keys = [entry.key for entry in self.trainable.entries]
+        self.guard = Guard(self.subject, self.trainable, recipe, self.team)
 
     @property
     def stopped(self) -> bool:
         """Whether the held-out loss has not fallen for as long as the recipe waits."""
         return self.recipe.patience is not None and self.run.waited >= self.recipe.patience
+
+    @property
+    def due(self) -> bool:
+        """Whether a checkpoint should have been kept since the one that was; one that is put off stays due."""
+        if self.checkpoint is None:
+            return False
+        return self.run.step // self.checkpoint.every > (self.kept or 0) // self.checkpoint.every
 
     def run_through(
         self,
@@ -109,13 +124,17 @@ class _Loop:
         for rows in islice(recipe.orders(len(encoded)), run.step, self.num_steps):
             if self.stopped:
                 break
-            due = self.checkpoint is not None and run.step > 0 and run.step % self.checkpoint.every == 0
-            rng = rng_state() if due and run.step != self.kept else {}
-            self.backward([encoded[row] for row in rows], rows, penalty)
-            if rng:  # now that the next loss and gradient are finite, what stands before this step is known to be sound
+            rng = rng_state() if self.due else {}
+            batch = [encoded[row] for row in rows]
+            self.backward(batch, rows, penalty)
+            self.check_course(encoded)
+            # the next loss and gradient are finite now, so that what stands before this step is known to be sound
+            if rng and not (recipe.guard and self.guard.far_off(run.history[-1:], [batch])):
                 self.write(rng)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if self.after_step is not None:
+                self.after_step()
             run.step += 1
             if held_out and (run.step % every == 0 or run.step == self.num_steps):
                 self.evaluate(held_out)
@@ -123,6 +142,8 @@ class _Loop:
                 progress(run.step, self.num_steps)
         self.check_masters()
         if run.step != self.kept:
+            if not self.best:
+                self.check_last(encoded)
             self.write(rng_state())
         if recipe.patience is not None and self.best:
             self.put_back(self.best)
@@ -141,14 +162,8 @@ class _Loop:
 
     def evaluate(self, held_out: Sequence[Encoded]) -> None:
         """Take the held-out loss, and keep the masters when it is the lowest."""
-        total = sum(len(example.answer) for example in held_out)
-        mine = sorted(self.team.share(held_out), key=lambda example: len(example.ids))
-        summed = torch.zeros(1, dtype=torch.float64)
-        with torch.no_grad():
-            for part in parts(mine, math.ceil(len(mine) / self.recipe.batch_size)) if mine else ():
-                summed += answer_sum(self.subject, part, list(range(len(part))), self.recipe).double().cpu()
-        loss = self.team.sum(summed.to(self.subject.device, torch.float32)).item() / total
-        self.check_finite(loss, "held-out loss")
+        loss = self.guard.loss(held_out)
+        self.check_finite(loss, "held-out loss", after=True)
         self.run.evals.append((self.run.step, loss))
         if self.recipe.patience is not None and self.run.best_step == self.run.step:
             self.best = tuple(master.detach().clone() for master in self.trainable.masters)
@@ -185,8 +200,17 @@ class _Loop:
         if found is None:
             yield
             return
-        self.run, tensors = found
-        self.kept = self.run.step
+        before = rng_state()
+        self.restore(*found)
+        found = None  # its tensors lie in the file, which takes room on the disk for as long as they are held
+        try:
+            yield
+        finally:
+            set_rng(before)
+
+    def restore(self, run: Run, tensors: Mapping[str, Tensor]) -> None:
+        """Everything as a checkpoint has it, in memory of its own."""
+        self.run, self.kept = run, run.step
         self.put_back([tensors[f"masters/{key}"] for key in self.keys])
         if f"best/{self.keys[0]}" in tensors:
             places = zip(self.trainable.masters, self.keys, strict=True)
@@ -197,30 +221,57 @@ class _Loop:
             if names := [name.removeprefix(start) for name in tensors if name.startswith(start)]:
                 state[number] = {name: tensors[start + name].clone() for name in names}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        before = rng_state()
         set_rng(tensors)
-        try:
-            yield
-        finally:
-            set_rng(before)
 
     @torch.no_grad()
     def put_back(self, values: Sequence[Tensor]) -> None:
         for master, tensor in zip(self.trainable.masters, values, strict=True):
             master.copy_(tensor)
 
-    def check_finite(self, value: float, what: str) -> None:
+    def check_finite(self, value: float, what: str, *, after: bool = False) -> None:
         if math.isfinite(value):
             return
         if self.run.step == 0:
             raise TuneError(
-                f"the {what} is {value} at step 1, before anything was trained; expected a finite number; "
-                "the subject is untouched; check its weights and dtype"
+                f"the {what} is {value} at step 1, before anything was trained here; expected a finite number; "
+                "the subject is untouched; check the weights that this run began with, and their dtype"
             )
-        when = f"after step {self.run.step}" if what == "held-out loss" else f"at step {self.run.step + 1}"
+        when = f"after step {self.run.step}" if after else f"at step {self.run.step + 1}"
         raise TuneError(
             f"training diverged: the {what} is {value} {when} of {self.num_steps} (lr {self.recipe.lr:g}); "
             f"the subject is untouched; {self.advice()}"
+        )
+
+    def check_course(self, encoded: Sequence[Encoded]) -> None:
+        """Every few steps, raise when the losses since are far off."""
+        history, steps = self.run.history, len(self.run.history)
+        if not self.recipe.guard or steps % WINDOW:
+            return
+        if why := self.guard.far_off(history[-WINDOW:], self.batches(encoded, steps)):
+            self.astray(f"{why}, in steps {steps - WINDOW + 1} to {steps} of {self.num_steps}")
+
+    def check_last(self, encoded: Sequence[Encoded]) -> None:
+        """Raise when what the last step left, which no step's loss has seen, is far off."""
+        if not self.recipe.guard:
+            return
+        step = self.run.step
+        batches = self.batches(encoded, step)
+        losses = [self.guard.loss(batches[-1])]
+        self.check_finite(losses[0], "loss", after=True)
+        if losses[0] > self.guard.even_guess:
+            losses = [self.guard.loss(batch) for batch in batches]
+            if why := self.guard.far_off(losses, batches):
+                self.astray(f"{why}, after step {step} of {self.num_steps}, the last")
+
+    def batches(self, encoded: Sequence[Encoded], steps: int) -> list[list[Encoded]]:
+        """The last few batches of so many steps."""
+        orders = islice(self.recipe.orders(len(encoded)), max(0, steps - WINDOW), steps)
+        return [[encoded[row] for row in rows] for rows in orders]
+
+    def astray(self, why: str) -> NoReturn:
+        raise TuneError(
+            f"training diverged: {why} (lr {self.recipe.lr:g}); the subject is untouched; {self.advice()}; guard=False "
+            "(--no-guard) trains on whatever the loss"
         )
 
     def check_masters(self) -> None:

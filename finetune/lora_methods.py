@@ -17,9 +17,10 @@ from ..neurons.sets import NeuronSet
 from ..neurons.sites import is_transposed
 from ..neurons.subject import Subject
 from .delta import Delta
+from .entries import Entry
 from .errors import TuneError
 from .learners import Learned, Lesson, entries_now, learner
-from .slices import Entry, parts_of, slice_entries
+from .slices import linear_parts, slice_entries
 from .trainable import Trainable
 from .training import train
 
@@ -39,6 +40,8 @@ class LoraOptions:
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
             raise TuneError(f"rank must be 1 or more, got {self.rank}")
+        if self.alpha is not None and not self.alpha > 0:
+            raise TuneError(f"alpha must be above 0, got {self.alpha}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class OLoraOptions(LoraOptions):
 
     weight: float = 0.5
     power: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight < 0 or self.power not in (1, 2):
+            raise TuneError(f"weight must be 0 or more and power 1 or 2, got {self.weight} and {self.power}")
 
 
 @learner("lora", lr=1e-3, options=LoraOptions)
@@ -84,7 +92,7 @@ def matched_rank(lesson: Lesson, neurons: NeuronSet) -> int:
     where = lesson.location
     depth, width = neurons.mask.shape
     per = width if where.scope == "layer" else depth * width
-    count = max(1, round(where.top * per)) if where.top < 1 else int(where.top)
+    count = max(1, round(where.top * per)) if isinstance(where.top, float) else where.top
     count *= len(where.layers or range(depth)) if where.scope == "layer" else 1
     budget = count * sum(entry.tensor.numel() for entry in _whole(lesson.subject, neurons)) / len(neurons)
     one = sum(sum(entry.tensor.shape) for entry in _whole(lesson.subject, neurons) if entry.tensor.dim() == 2)
@@ -100,7 +108,7 @@ def _adapted(
     rank = options.rank or matched_rank(lesson, everything)
     scale = (2 * rank if options.alpha is None else options.alpha) / rank
     values = entries_now(subject, everything)
-    keys = {part.path: next(iter(part.entries())).key for part in parts_of(subject, everything)}
+    keys = {part.path: next(iter(part.entries())).key for part in linear_parts(subject, everything, what="LoRA")}
     with _adapters(subject, list(keys), rank, scale * rank, recipe.seed) as (layers, trainable):
         _load(layers, start or {})
         penalty = _penalty(layers, earlier, options) if earlier else None
@@ -128,16 +136,24 @@ def _penalty(layers: Mapping[str, Any], earlier: Mapping[str, Tensor], options: 
     return lambda: options.weight * torch.stack([term(old, new) for old, new in rows]).sum()
 
 
+def require_peft() -> None:
+    """Raise TuneError where PEFT is not installed."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise TuneError(
+            "the methods lora and o-lora need PEFT: pip install 'neuropolis[lora]', or leave them out of the methods"
+        ) from error
+
+
 @contextmanager
 def _adapters(
     subject: Subject, paths: list[str], rank: int, alpha: float, seed: int
 ) -> Iterator[tuple[dict[str, Any], Trainable]]:
     """PEFT's adapters on these projections while the block runs; the modules come back as they were."""
-    try:
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-    except ImportError as error:
-        raise TuneError("the LoRA methods need PEFT: pip install peft") from error
+    require_peft()
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
 
     turned = any(is_transposed(subject.model.get_submodule(path)) for path in paths)
     config = LoraConfig(
@@ -148,6 +164,9 @@ def _adapters(
         tuner = LoraModel(subject.model, {"default": config}, "default")
         try:
             layers = {path: subject.model.get_submodule(path) for path in paths}
+            for factor in (factor for layer in layers.values() for factor in _factors(layer)):
+                if factor.element_size() < 4:  # masters are at least float32, as those of a slice
+                    factor.data = factor.data.float()
             named = {
                 f"{path}.{key}": f
                 for path, layer in layers.items()
@@ -182,4 +201,4 @@ def _everything(lesson: Lesson) -> NeuronSet:
 
 
 def _whole(subject: Subject, neurons: NeuronSet) -> tuple[Entry, ...]:
-    return slice_entries(parts_of(subject, neurons))
+    return slice_entries(linear_parts(subject, neurons, what="LoRA"))

@@ -14,7 +14,7 @@ from ..neurons.subject import Subject
 from .delta import Delta
 from .delta_files import folder_for, in_place_of
 from .errors import DeltaError
-from .slices import SlicePart, parts_of
+from .slices import SlicePart, linear_parts
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -29,9 +29,9 @@ def export_peft(delta: Delta, subject: Subject, folder: str | Path) -> Path:
     `lora_alpha = r` makes PEFT's scale 1. Changes of biases go into `lora_bias`. The pair is float32; the sum `W x + B A x`
     is that of the tuned model up to rounding. Unlike a merged delta it costs `2 r` multiplications a token and channel.
 
-    Raises DeltaError where LoRA cannot say it: a delta of all parameters, a projection that is no Linear or Conv1D, or
-    trained biases beside projections without bias (PEFT has them everywhere or nowhere); and when PEFT is not installed,
-    when the folder is there and not empty, or when the delta is of another subject.
+    Raises DeltaError where LoRA cannot say it: a delta of all parameters or of routed experts, a projection that is no
+    Linear or Conv1D, or trained biases beside projections without bias (PEFT has them everywhere or nowhere); and when
+    PEFT is not installed, when the folder is there and not empty, or when the delta is of another subject.
     """
     from safetensors.torch import save_file
 
@@ -40,8 +40,13 @@ def export_peft(delta: Delta, subject: Subject, folder: str | Path) -> Path:
         raise DeltaError(
             "PEFT has no adapter for a delta of all parameters; write a checkpoint with delta.export(subject, folder)"
         )
+    if delta.neurons.site == "expert":
+        raise DeltaError(
+            "PEFT's LoRA has no form for single units of some of a layer's experts; write a checkpoint with "
+            "delta.export(subject, folder)"
+        )
     folder = folder_for(folder, "the adapter")
-    parts = parts_of(subject, delta.neurons)
+    parts = linear_parts(subject, delta.neurons, what="a PEFT adapter")
     changes = {key: delta.values[key].double() - base.double() for key, base in delta.base.items()}
     biased = _biased(parts, changes)
     tensors: dict[str, Tensor] = {}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..neurons.products import Forward, FrozenProjection, input_gradient, is_plain, kernel_serves, output, weight_of
-from .slices import Entry, SlicePart
+from .entries import Entry
+from .slices import Part, SlicePart
 
 
 class TrainedProjection:
@@ -70,7 +71,7 @@ def _training_output(x: Tensor, projection: TrainedProjection) -> Tensor:
     return projection.original(x)
 
 
-def frozen_projections(model: nn.Module, parts: Sequence[SlicePart]) -> list[FrozenProjection]:
+def frozen_projections(model: nn.Module, parts: Sequence[Part]) -> list[FrozenProjection]:
     """The plain projections outside of the parts for which there is a kernel."""
     trained = {id(part.module) for part in parts}
     return [

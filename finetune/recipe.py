@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypedDict
 
 import torch
 
@@ -13,6 +13,7 @@ from .errors import TuneError
 
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["model", "bf16"]
+MOST = {"lr": 1e30, "weight_decay": 1e6}
 
 
 class Settings(TypedDict, total=False):
@@ -31,6 +32,7 @@ class Settings(TypedDict, total=False):
     precision: Precision
     eval_every: int | None
     patience: int | None
+    guard: bool
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Recipe:
 
     With held-out examples their loss is taken before the first step, every `eval_every` steps (None: once an epoch) and
     after the last. `patience` stops the run after so many of these without a new lowest one, and keeps the lowest.
+
+    `guard` stops a run whose finite loss says that it has diverged: every five steps, when the median of the last five
+    losses is above the loss of an even guess over the vocabulary and more than twice what the subject as it was before
+    the run has on the same batches; and by the same rule after the last step. It changes no number of a run.
     """
 
     lr: float
@@ -61,20 +67,26 @@ class Recipe:
     precision: Precision = "model"
     eval_every: int | None = None
     patience: int | None = None
+    guard: bool = True
 
     def __post_init__(self) -> None:
         for name in ("lr", "epochs", "batch_size", "steps", "clip", "accumulate", "eval_every", "patience"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise TuneError(f"{name} must be above 0, got {value}")
-        if self.weight_decay < 0:
-            raise TuneError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        for name, most in MOST.items():  # the optimizer's own numbers are float32
+            if not 0 <= getattr(self, name) <= most:
+                raise TuneError(f"{name} must lie between 0 and {most:g}, got {getattr(self, name)}")
         if not 0 <= self.warmup <= 1:
             raise TuneError(f"warmup is a share of the steps, expected 0 to 1, got {self.warmup}")
         if self.schedule not in ("cosine", "constant"):
             raise TuneError(f"unknown schedule {self.schedule!r}; schedules are cosine, constant")
         if self.precision not in ("model", "bf16"):
             raise TuneError(f"unknown precision {self.precision!r}; expected model (the model's own dtype) or bf16")
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that decides a run's numbers, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "guard"}
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Steps in which every example is seen once."""

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 
 from ..attribution.encoding import Encoded, encode_corpus
-from ..corpora.examples import Corpus
 from .errors import TuneError
 from .full_methods import trained_whole
 from .learners import Learned, Lesson, learner
@@ -47,7 +46,8 @@ def replay(lesson: Lesson) -> Learned:
     (Rolnick et al. 2019, arXiv 1811.11682; Chaudhry et al. 2019, arXiv 1902.10486.)
     """
     options: ReplayOptions = lesson.options
-    kept = [sampled(_as_one(task.train), options.buffer) for task in lesson.stream[: lesson.place] if options.buffer]
+    earlier = lesson.stream[: lesson.place] if options.buffer else ()
+    kept = [sampled(task.train, options.buffer, by_group=False) for task in earlier]
     if options.known and lesson.reference is not None:
         kept.append(sampled(lesson.reference, options.known))
     new = encode_corpus(lesson.subject, lesson.task.train)
@@ -68,8 +68,3 @@ def mixture(new: list[Encoded], old: list[Encoded], share: float, *, seed: int) 
     generator = torch.Generator().manual_seed(seed)
     rounds = [torch.randperm(len(old), generator=generator) for _ in range(-(-count // len(old)))]
     return [*new, *(old[row] for row in torch.cat(rounds)[:count].tolist())]
-
-
-def _as_one(corpus: Corpus) -> Corpus:
-    """A task's rows as one group, so that its buffer has so many rows in all."""
-    return replace(corpus, examples=tuple(replace(example, group="task") for example in corpus))

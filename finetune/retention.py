@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..corpora.examples import Corpus
 from ..neurons.atlas import Record, record_type
+from ..neurons.pickling import by_fields
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .delta import Delta
@@ -44,6 +45,8 @@ class Retention:
     after_high: Float[Tensor, "method group"]
     trainable: Int[Tensor, " method"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("methods", "groups", "trained_groups"):

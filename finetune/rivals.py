@@ -16,8 +16,8 @@ from ..attribution.encoding import encode_corpus
 from ..corpora.examples import Corpus
 from ..neurons.errors import SiteError
 from ..neurons.subject import Subject
+from .entries import Entry
 from .errors import TuneError
-from .slices import Entry
 from .trainable import Trainable
 from .training import Recipe, train
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..neurons.pickling import by_fields
 from ..neurons.sets import NeuronSet
 from ..neurons.sites import Tap, projection_widths
 from ..neurons.subject import Subject
@@ -38,6 +39,8 @@ class Gates:
     members: Mapping[str, NeuronSet]
     weight: Mapping[int, Float[Tensor, "role model"]]
     bias: Mapping[int, Float[Tensor, " role"]]
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("members", "weight", "bias"):

@@ -60,7 +60,7 @@ def tasks_of(
             if wanted is not None and name.casefold() not in wanted:
                 continue
             if each == "corpus":
-                tasks.append(Task(name, train, sampled(test, questions)))
+                tasks.append(Task(name, train, sampled(test, questions, by_group=False)))
                 continue
             for part, what, split in ((train, "train on", train_split), (test, "ask", test_split)):
                 if name not in part.groups:
@@ -83,13 +83,15 @@ def _names_in(order: Order) -> set[str] | None:
     return {name.casefold() for name in (ORDERS.get(order, ()) if isinstance(order, str) else order or ())}
 
 
-def sampled(corpus: Corpus, count: int | None) -> Corpus:
-    """At most so many rows of every group, drawn by a fixed seed and kept in their order; None keeps all."""
+def sampled(corpus: Corpus, count: int | None, *, by_group: bool = True) -> Corpus:
+    """At most so many rows of every group, or in all, drawn by a fixed seed and kept in their order; None keeps all."""
     if count is None:
         return corpus
+    if count < 1:
+        raise TuneError(f"questions and samples are numbers of rows, expected 1 or more, got {count}")
     kept: set[int] = set()
-    for group in corpus.groups:
-        rows = [row for row, example in enumerate(corpus) if example.group == group]
+    for group in corpus.groups if by_group else (None,):
+        rows = [row for row, example in enumerate(corpus) if group in (None, example.group)]
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
         kept |= {rows[place] for place in drawn.tolist()}
     return replace(corpus, examples=tuple(example for row, example in enumerate(corpus) if row in kept))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..attribution.encoding import Encoded, encode_corpus
@@ -42,26 +45,37 @@ def proportion(
     steps: int | None = None,
     epochs: int = 3,
     batch_size: int = 16,
+    sets: Literal["union", "mean"] = "union",
+    guard: bool = True,
     progress: Progress | None = None,
 ) -> Sweep:
     """Tune the top share of neurons of some groups together, and test on them and on groups that were not trained on.
 
-    Leng & Xiong, section 3.2 (METHODS 1.6): in-domain accuracy is specialisation, out-of-domain generalisation. The set
-    of a share is the top share by the mean of the training groups' scores, on the untouched subject; a share of 1 is
-    every neuron of the site (and not every parameter). `lr` serves every share. `location` gives the other arguments of
-    scoring and selecting; its `top` and `apart` are not used.
+    Leng & Xiong, section 3.2 (METHODS 1.6): in-domain accuracy is specialisation, out-of-domain generalisation. With
+    `sets="union"`, as in the paper (Eq 13), the set of a share is the union of the training groups' sets, each that
+    group's top share, so that it is larger than the share; `sizes` says how large. With "mean" it is the top share by the
+    mean of the groups' scores. Scores are those of the untouched subject; a share of 1 is every neuron of the site (and
+    not every parameter). `lr` serves every share. `location` gives the other arguments of scoring and selecting; its
+    `top` and `apart` are not used. `guard` is that of `Recipe`.
 
-    Raises TuneError for a group on both sides or a share outside 0 to 1, CorpusError for a group that is not there.
+    Raises TuneError for a group on both sides or without rows to train on or to ask, for a share outside 0 to 1 and for
+    no share or seed, CorpusError for a group that is not there.
     """
     where = replace(location or Location(), apart=False)
     _apart(train_on, test_on)
-    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size)
-    scores = where.score(subject, corpus.only([*train_on, *test_on]).part("auto", auto="train"))
+    _some(seeds=seeds, shares=shares)
+    if sets not in ("union", "mean"):
+        raise TuneError(f"unknown sets {sets!r}; expected union (of the groups' sets) or mean (of their scores)")
+    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size, guard=guard)
+    scores = where.score(subject, _scored(corpus, train_on, test_on))
+    pick = _union if sets == "union" else _pooled
     plans = []
     for share in shares:
-        own, tested = (_pooled(scores, groups, share, where) for groups in (train_on, test_on))
+        own, tested = (pick(scores, groups, share, where) for groups in (train_on, test_on))
         plans.append(({"share": share}, lambda seed, own=own: own, tested))
-    return _sweep("proportion", subject, corpus, train_on, test_on, plans, seeds, recipe, accuracy, where, progress)
+    return _sweep(
+        "proportion", subject, corpus, train_on, test_on, plans, seeds, recipe, accuracy, where, progress, sets=sets
+    )  # fmt: skip
 
 
 def overlap_ablation(
@@ -79,19 +93,22 @@ def overlap_ablation(
     steps: int | None = None,
     epochs: int = 3,
     batch_size: int = 16,
+    guard: bool = True,
     progress: Progress | None = None,
 ) -> Sweep:
     """Tune sets of one size of which more and more belongs to the tested groups' set.
 
     Leng & Xiong's ablation (METHODS 1.8): a set of n neurons is a share `overlap` of n drawn at random from the tested
     groups' n top neurons and the rest drawn from all others; the seed draws. The setting "natural" is the training
-    groups' own set. What is trained on is the training groups, whatever the set. Raises as `proportion` does, and for a
-    share above one half, where the others are too few for small overlaps.
+    groups' own set. The set of several groups is the top share by the mean of their scores, since a union of their sets
+    would have another size. What is trained on is the training groups, whatever the set. Raises as `proportion` does,
+    and for a share above one half, where the others are too few for small overlaps.
     """
     where = replace(location or Location(), apart=False)
     _apart(train_on, test_on)
-    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size)
-    scores = where.score(subject, corpus.only([*train_on, *test_on]).part("auto", auto="train"))
+    _some(seeds=seeds, shares=shares, overlaps=overlaps)
+    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size, guard=guard)
+    scores = where.score(subject, _scored(corpus, train_on, test_on))
     plans = []
     for share in shares:
         own, tested = (_pooled(scores, groups, share, where) for groups in (train_on, test_on))
@@ -135,7 +152,43 @@ def jaccard_index(one: NeuronSet, other: NeuronSet) -> float:
 def chance_jaccard(one: int, other: int, neurons: int) -> float:
     """Expected |x & y| over expected |x | y| of independent random sets of these sizes among so many neurons."""
     shared = one * other / neurons
-    return shared / (one + other - shared)
+    return shared / (one + other - shared) if one + other else float("nan")
+
+
+def chance_by_layer(one: NeuronSet, other: NeuronSet) -> tuple[float, Float[Tensor, " layer"]]:
+    """What `chance_jaccard` is for random sets with as many neurons in each layer as these have; and in each layer."""
+    sizes = [mask.sum(dim=1).double() for mask in (one.mask, other.mask)]
+    shared = sizes[0] * sizes[1] / one.width
+    total = float(shared.sum() / (sizes[0] + sizes[1] - shared).sum())
+    return total, (shared / (sizes[0] + sizes[1] - shared)).float()
+
+
+def jaccard_by_layer(one: NeuronSet, other: NeuronSet) -> Float[Tensor, " layer"]:
+    """`jaccard_index` in each layer; NaN where both sets are empty."""
+    return (one.mask & other.mask).sum(dim=1) / (one.mask | other.mask).sum(dim=1)
+
+
+def _scored(corpus: Corpus, train_on: Sequence[str], test_on: Sequence[str]) -> Corpus:
+    """The training rows of all groups, once it is known that no group lacks rows to train on or to ask."""
+    every = corpus.only([*train_on, *test_on])
+    train, test = every.part("auto", auto="train"), every.part("auto", auto="test")
+    for group in (*train_on, *test_on):
+        for part, what in ((train, "train on (split train): they give its neurons"), (test, "ask (split test)")):
+            if group not in part.groups:
+                raise TuneError(f"group {group!r} has no rows to {what}; add some, or leave the group out")
+    return train
+
+
+def _some(**given: Sequence[Any]) -> None:
+    for name, values in given.items():
+        if not len(values) or len(set(values)) < len(values):
+            raise TuneError(f"give at least one of {name}, and each once, got {list(values)}")
+
+
+def _union(scores: Scores, groups: Sequence[str], share: float, where: Location) -> NeuronSet:
+    """The union of some groups' sets, each the top share by the group's own scores."""
+    one, *others = (_pooled(scores, [group], share, where) for group in groups)
+    return reduce(or_, others, one)
 
 
 def _pooled(scores: Scores, groups: Sequence[str], share: float, where: Location) -> NeuronSet:
@@ -158,7 +211,7 @@ Plan = tuple[dict[str, Any], Callable[[int], NeuronSet], NeuronSet]
 def _sweep(
     kind: str, subject: Subject, corpus: Corpus, train_on: Sequence[str], test_on: Sequence[str],
     plans: Sequence[Plan], seeds: Sequence[int], recipe: Recipe, accuracy: Accuracy, where: Location,
-    progress: Progress | None,
+    progress: Progress | None, **further: Any,
 ) -> Sweep:  # fmt: skip
     """Tune every plan's set on the training groups, each from the untouched subject, and ask every group."""
     lesson = corpus.only(train_on).part("auto", auto="train")
@@ -170,7 +223,7 @@ def _sweep(
         right = accuracy(subject, exam).cpu().double()
         return [float(right[places].mean()) for places in rows.values()]
 
-    untouched, found, sizes, shared = ask(), [], [], []
+    untouched, found, sizes, shared, chance, by_layer = ask(), [], [], [], [], []
     count, total = 0, len(plans) * len(seeds)
     for _, make, tested in plans:
         found.append([])
@@ -183,17 +236,20 @@ def _sweep(
                 progress(count, total)
         sizes.append([len(one) for one in chosen])
         shared.append([jaccard_index(one, tested) for one in chosen])
-    room = len(where.layers or range(plans[0][2].num_layers)) * plans[0][2].width
-    chance = [chance_jaccard(row[0], len(tested), room) for row, (_, _, tested) in zip(sizes, plans, strict=True)]
-    training = {key: value for key, value in asdict(recipe).items() if key != "seed"}
+        expected = [chance_by_layer(one, tested) for one in chosen]
+        chance.append(sum(total for total, _ in expected) / len(expected))
+        pairs = [(jaccard_by_layer(one, tested), layers) for one, (_, layers) in zip(chosen, expected, strict=True)]
+        by_layer.append(torch.stack([torch.stack(pair) for pair in pairs]).mean(dim=0))
+    training = {key: value for key, value in recipe.facts().items() if key != "seed"}
     return Sweep(
         subject.fingerprint, kind, tuple(setting for setting, _, _ in plans), tuple(rows), tuple(train_on),
         tuple(test_on), tuple(seeds), torch.tensor(found), torch.tensor(untouched), torch.tensor(sizes),
         torch.tensor(shared), torch.tensor(chance),
-        {
-            "corpus_hash": corpus.hash, "location": asdict(where), "recipe": training,
+        origin={
+            "corpus_hash": corpus.hash, **further, "location": asdict(where), "recipe": training,
             "num_questions": {group: len(places) for group, places in rows.items()}, "versions": library_versions(),
         },
+        tested_sizes=torch.tensor([len(tested) for _, _, tested in plans]), by_layer=torch.stack(by_layer),
     )  # fmt: skip
 
 

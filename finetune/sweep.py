@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..neurons.atlas import Record, record_type
+from ..neurons.pickling import by_fields
 from .continual_metrics import t_interval
 from .errors import TuneError
 
@@ -24,7 +25,10 @@ class Sweep:
     ablation, `overlap`, the share of the set that belongs to the tested groups' set ("natural": as it comes).
     `accuracy` [setting, seed, group]; `untouched` [group] is before tuning; `sizes` [setting, seed] counts neurons.
     `jaccard` [setting, seed] is |N_x & N_y| / |N_x | N_y| of the tuned set and the tested groups' set (Leng & Xiong, Eq
-    13), `chance` [setting] what two independent random sets of those sizes would have. In-domain groups were trained on.
+    13), `chance` [setting] what two independent random sets with those sizes in every layer would have. `tested_sizes`
+    [setting] counts the neurons of the tested groups' set; `by_layer` [setting, 2, layer] has Jaccard and chance in each
+    layer, means over seeds, NaN where both sets are empty (both None in a study of an earlier version). In-domain groups
+    were trained on.
     """
 
     subject: str
@@ -40,6 +44,10 @@ class Sweep:
     jaccard: Float[Tensor, "setting seed"]
     chance: Float[Tensor, " setting"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+    tested_sizes: Int[Tensor, " setting"] | None = None
+    by_layer: Float[Tensor, "setting 2 layer"] | None = None
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         for name in ("settings", "groups", "in_domain", "out_of_domain", "seeds"):
@@ -64,10 +72,12 @@ class Sweep:
             "groups": list(self.groups), "in_domain": list(self.in_domain), "out_of_domain": list(self.out_of_domain),
             "seeds": list(self.seeds), "origin": dict(self.origin),
         }  # fmt: skip
-        return Record("sweep", name or self.kind, {key: getattr(self, key).cpu().numpy() for key in _ARRAYS}, meta)
+        arrays = {key: getattr(self, key) for key in _ARRAYS}
+        there = {key: tensor.cpu().numpy() for key, tensor in arrays.items() if tensor is not None}
+        return Record("sweep", name or self.kind, there, meta)
 
 
-_ARRAYS = ("accuracy", "untouched", "sizes", "jaccard", "chance")
+_ARRAYS = ("accuracy", "untouched", "sizes", "jaccard", "chance", "tested_sizes", "by_layer")
 
 
 @record_type("sweep")

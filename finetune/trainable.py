@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..neurons.products import Projection, installed
+from ..neurons.products import installed
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .activations import recomputed_activations
+from .entries import Entry, whole_entries
 from .errors import TuneError
+from .expert_products import TrainedExperts
+from .expert_slices import ExpertPart
 from .products import TrainedProjection, frozen_projections
-from .slices import Entry, slice_entries, slice_parts, whole_entries
+from .quantised import TrainedBeside
+from .slices import Part, slice_entries, slice_parts
+
+Matrices = Literal["all", "out"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +51,10 @@ class Trainable:
 
 
 @contextmanager
-def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]:
+def trainable_slice(subject: Subject, neurons: NeuronSet, *, matrices: Matrices = "all") -> Iterator[Trainable]:
     """While the block runs, exactly the rows and columns of a set are trainable, as small parameters of their own.
+
+    `matrices="out"` takes the columns alone: what the neurons write, and not when they fire.
 
     Every touched projection multiplies with its full weight, into which the small parameter is written before; its
     backward is `dx = g W`, `dW[rows] = g[:, rows]^T x` and `dW[:, columns] = g^T x[:, columns]`, and nothing else. The
@@ -64,16 +73,19 @@ def trainable_slice(subject: Subject, neurons: NeuronSet) -> Iterator[Trainable]
     parts = slice_parts(subject, neurons)
     if not parts:
         raise TuneError(f"the set has none of the {neurons.mask.numel()} {neurons.site} neurons; select some to tune")
+    if matrices == "out":
+        parts = tuple(part for part in parts if part.columns is not None)
+        if not parts:
+            raise TuneError(
+                f"neurons of site {neurons.site} have rows alone; matrices 'out' is for mlp, gate, up and attn"
+            )
     entries = slice_entries(parts)
     base = tuple(entry.read() for entry in entries)
     masters = tuple(nn.Parameter(_master(values)) for values in base)
     by_key = dict(zip((entry.key for entry in entries), masters, strict=True))
     with subject.quiet(), ExitStack() as stack:
         stack.callback(_restore, entries, base)
-        projections: list[Projection] = [
-            TrainedProjection(part, [(entry, by_key[entry.key]) for entry in part.entries()]) for part in parts
-        ]
-        for projection in [*projections, *frozen_projections(subject.model, parts)]:
+        for projection in [*_trained(parts, by_key), *frozen_projections(subject.model, parts)]:
             stack.enter_context(installed(projection))
         stack.enter_context(recomputed_activations(subject.model))
         yield Trainable(entries, masters, base)
@@ -108,6 +120,26 @@ def trainable_full(subject: Subject) -> Iterator[Trainable]:
             for name, parameter in parameters.items():
                 parameter.requires_grad_(False)
                 parameter.grad = grads[name]
+
+
+def _trained(
+    parts: Sequence[Part], masters: Mapping[str, nn.Parameter]
+) -> Iterator[TrainedProjection | TrainedExperts | TrainedBeside]:
+    """A forward for every module that has parts; the two of a module of experts share one."""
+    experts: dict[nn.Module, list[ExpertPart]] = {}
+    for part in parts:
+        if isinstance(part, ExpertPart):
+            experts.setdefault(part.module, []).append(part)
+        elif part.quantised:
+            yield TrainedBeside(part.module, _held([part], masters))
+        else:
+            yield TrainedProjection(part, _held([part], masters))
+    for together in experts.values():
+        yield TrainedExperts(together, _held(together, masters))
+
+
+def _held(parts: Sequence[Part], masters: Mapping[str, nn.Parameter]) -> list[tuple[Entry, nn.Parameter]]:
+    return [(entry, masters[entry.key]) for entry in slice_entries(parts)]
 
 
 def _master(values: Tensor) -> Tensor:

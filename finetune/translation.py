@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
-
-from ..attribution.encoding import _rendered, pad_id
+from ..attribution.generation import generated
 from ..corpora.examples import Corpus
 from ..neurons.subject import Subject
 from .errors import TuneError
 
 METRICS = ("chrf", "bleu")
 BY_CHARACTER = frozenset({"ja", "ko", "th", "lo", "km", "my"})
-Batch = tuple[list[int], list[list[int]]]
 
 
 def translate(
@@ -29,25 +26,7 @@ def translate(
     A translation is cut before the first of `stops` in it (blanks before it aside), and stripped of blanks. Prompts of
     similar length go together, padded on the left and masked.
     """
-    said = [""] * len(corpus)
-    ids = [_prompt_ids(subject, corpus, row) for row in range(len(corpus))]
-    end = subject.tokenizer.eos_token_id
-    with subject.quiet(), torch.no_grad():
-        for rows, prompts in _by_length(ids, batch_size):
-            length = max(map(len, prompts))
-            tokens = torch.full((len(rows), length), pad_id(subject))
-            real = torch.zeros_like(tokens)
-            for place, prompt in enumerate(prompts):
-                tokens[place, length - len(prompt) :] = torch.tensor(prompt)
-                real[place, length - len(prompt) :] = 1
-            out = subject.model.generate(
-                input_ids=tokens.to(subject.device), attention_mask=real.to(subject.device), do_sample=False, num_beams=1,
-                max_new_tokens=max_new_tokens, pad_token_id=pad_id(subject), eos_token_id=end,
-            )  # fmt: skip
-            texts = subject.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-            for row, text in zip(rows, texts, strict=True):
-                said[row] = _cut(text, stops)
-    return said
+    return generated(subject, corpus, max_new_tokens=max_new_tokens, batch_size=batch_size, stops=stops)
 
 
 def translation_quality(
@@ -88,24 +67,3 @@ def pair_quality(subject: Subject, corpus: Corpus, *, max_new_tokens: int = 64) 
         references = [corpus[row].answer for row in rows]
         found[group] = translation_quality([said[row] for row in rows], references, language=str(languages.pop()))
     return found
-
-
-def _prompt_ids(subject: Subject, corpus: Corpus, row: int) -> list[int]:
-    prompt = corpus[row].prompt
-    if isinstance(prompt, str):
-        return list(subject.tokenizer(prompt)["input_ids"])
-    text = _rendered(subject, prompt, f"example {corpus[row].id!r}")
-    return list(subject.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _by_length(ids: Sequence[list[int]], batch_size: int) -> Iterator[Batch]:
-    order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-    for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        yield rows, [ids[row] for row in rows]
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    text = text.lstrip()
-    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))].strip()

@@ -18,7 +18,7 @@ from ..neurons.subject import Subject
 from .errors import TuneError
 from .learners import Learned, Lesson, learner, plain_view
 from .ncft import ncft
-from .slices import SlicePart, parts_of
+from .slices import Part, parts_of
 from .streams import sampled
 
 
@@ -35,7 +35,8 @@ class WeightedOptions:
     - columns in no set stay as they are.
     - `of`: "weights" scales the columns themselves (Eq 12), "changes" only what tuning changed in them.
     - `matrices`: "out" scales the FFN's output projection alone, which scales what a neuron writes by exactly the
-      weight; "all" scales its rows of the input projections too (a gated FFN then multiplies the weights).
+      weight; "all" scales its rows of the input projections too (a gated FFN then multiplies the weights; not at site
+      `expert`).
     - `layers`: those whose columns are scaled; all by default.
     - `samples` rows of a task's training part give its features (1000 in the paper), of the untouched subject's last
       hidden state, over the tokens of prompt and answer.
@@ -89,7 +90,7 @@ def w_ncft(lesson: Lesson) -> Learned:
     earlier tasks' data are not needed again.
     """
     learned = ncft(lesson)
-    rows = sampled(lesson.task.train, lesson.options.samples)
+    rows = sampled(lesson.task.train, lesson.options.samples, by_group=False)
     features = task_features(lesson.subject, rows)[None]
     earlier = lesson.kept("features")
     features = features if earlier is None else torch.cat([earlier, features])
@@ -145,6 +146,8 @@ def _scaled(
     """The delta's columns (and rows) multiplied while the block runs."""
     neurons = learned.delta.neurons
     assert neurons is not None
+    if options.matrices == "all" and neurons.site == "expert":
+        raise TuneError("W-NCFT with matrices='all' is not for site 'expert'; leave it at 'out'")
     kept = []
     try:
         for part, scale in _part_factors(subject, neurons, factors):
@@ -164,7 +167,7 @@ def _scaled(
 
 def _part_factors(
     subject: Subject, neurons: NeuronSet, factors: Float[Tensor, "layer neuron"]
-) -> Iterator[tuple[SlicePart, Tensor]]:
+) -> Iterator[tuple[Part, Tensor]]:
     """Every part of a set's slice with the factor of each of its channels.
 
     A part's channels of one layer stand for that layer's neurons, in ascending order; where a projection is fused, for

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +31,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Record:
-    """One artefact as it stands in a file: arrays (numpy, by name) and JSON metadata, under (kind, name)."""
+    """One artefact as it stands in a file: arrays (numpy, by name) and JSON metadata, under (kind, name).
+
+    The arrays of `Atlas.lazily` are read from the file when they are indexed.
+    """
 
     kind: str
     name: str
@@ -72,15 +76,11 @@ def write_atlas(path: str | Path, records: Iterable[Record], *, subject: Mapping
     path = Path(path)
     new = {record.key: record for record in records}
     old_subject = check_target(path, subject=subject)
-    if path.exists():
-        with Atlas(path) as atlas:
-            kept = {key: atlas.record(*key) for key in atlas.records if key not in new}
-        new = kept | new
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
-        _write(Path(temporary), new.values(), {**old_subject, **(subject or {})})
+        _write(Path(temporary), new, {**old_subject, **(subject or {})}, old=path if path.exists() else None)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except (OSError, RuntimeError, ValueError) as error:
@@ -150,8 +150,20 @@ class Atlas:
     @property
     def records(self) -> tuple[tuple[str, str], ...]:
         """(kind, name) of every record, in the order of writing."""
-        entries = [self._file["records"][key] for key in self._file["records"]]  # pyright: ignore
-        return tuple((str(e.attrs["kind"]), str(e.attrs["name"])) for e in entries)
+        return tuple(key for key, _ in self._entries())
+
+    def _entries(self) -> Iterator[tuple[tuple[str, str], Any]]:
+        folder: Any = self._file["records"]
+        for number in folder:
+            entry = folder[number]
+            yield (str(entry.attrs["kind"]), str(entry.attrs["name"])), entry
+
+    def copy(self, folder: h5py.Group, *, without: Iterable[tuple[str, str]]) -> None:
+        """Copy the other records, packed as they are, into another file's folder of records."""
+        left_out = set(without)
+        for key, entry in self._entries():
+            if key not in left_out:
+                self._file.copy(entry, folder, name=f"{len(folder):04d}")
 
     def names(self, kind: str) -> tuple[str, ...]:
         """Names of the records of one kind."""
@@ -159,10 +171,14 @@ class Atlas:
 
     def record(self, kind: str, name: str) -> Record:
         """One record. Raises AtlasError that lists what there is."""
-        for key in self._file["records"]:  # pyright: ignore
-            entry: Any = self._file["records"][key]  # pyright: ignore
+        found = self.lazily(kind, name)
+        return Record(kind, name, {key: array[()] for key, array in found.arrays.items()}, found.meta)
+
+    def lazily(self, kind: str, name: str) -> Record:
+        """One record whose arrays stay in the file, for as long as this atlas is open: `arrays[name][rows]` reads those rows."""
+        for _, entry in self._entries():
             if (entry.attrs["kind"], entry.attrs["name"]) == (kind, name):
-                arrays = {array: entry["arrays"][array][()] for array in entry["arrays"]}
+                arrays = {array: entry["arrays"][array] for array in entry["arrays"]}
                 return Record(kind, name, arrays, json.loads(entry["meta"].asstr()[()]))
         raise AtlasError(f"{self.path} has no {kind} {name!r}; it has {[f'{k} {n}' for k, n in self.records]}")
 
@@ -175,29 +191,87 @@ class Atlas:
         return (self.get(kind, name) for name in self.names(kind))
 
 
-def _write(path: Path, records: Iterable[Record], subject: Mapping[str, Any]) -> None:
-    # made in memory first: HDF5 cannot close a file that it cannot write to, and crashes when the interpreter ends
-    image = io.BytesIO()
-    with h5py.File(image, "w", userblock_size=HEADER_BYTES, track_order=True) as file:
+def _write(
+    path: Path, records: Mapping[tuple[str, str], Record], subject: Mapping[str, Any], *, old: Path | None
+) -> None:
+    with _late_errors(path) as raw, h5py.File(raw, "w", userblock_size=HEADER_BYTES, track_order=True) as file:
         file.attrs["subject"] = json.dumps(dict(subject))
         file.attrs["versions"] = json.dumps(library_versions())
         folder = file.create_group("records", track_order=True)
-        for number, record in enumerate(records):
-            entry = folder.create_group(f"{number:04d}", track_order=True)
-            entry.attrs["kind"] = record.kind
-            entry.attrs["name"] = record.name
-            # a dataset, since an attribute holds at most 64 KiB
-            entry.create_dataset("meta", data=json.dumps(dict(record.meta), ensure_ascii=False))
-            arrays = entry.create_group("arrays", track_order=True)
-            for name, array in record.arrays.items():
-                options = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.size > 1024 else {}
-                arrays.create_dataset(name, data=array, **options)
-    body = image.getbuffer()[HEADER_BYTES:]
-    with open(path, "wb") as raw:
-        raw.write(_header(hashlib.sha256(body).hexdigest(), HEADER_BYTES + len(body)))
-        raw.write(body)
-        raw.flush()
-        os.fsync(raw.fileno())
+        if old is not None:
+            with Atlas(old, verify=False) as atlas:  # check_target has just verified it
+                atlas.copy(folder, without=records)
+        for record in records.values():
+            raw.check()
+            _write_record(folder.create_group(f"{len(folder):04d}", track_order=True), record)
+    with open(path, "r+b") as whole:
+        whole.write(_header(_digest(path), path.stat().st_size))
+        whole.flush()
+        os.fsync(whole.fileno())
+
+
+def _write_record(entry: h5py.Group, record: Record) -> None:
+    entry.attrs["kind"] = record.kind
+    entry.attrs["name"] = record.name
+    # a dataset, since an attribute holds at most 64 KiB
+    entry.create_dataset("meta", data=json.dumps(dict(record.meta), ensure_ascii=False))
+    arrays = entry.create_group("arrays", track_order=True)
+    for name, array in record.arrays.items():
+        options: dict[str, Any] = {}
+        if array.size > 1024:
+            options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+        if array.ndim > 1 and _BY_ROW < array.nbytes // max(1, len(array)) < _LARGEST_CHUNK:
+            options["chunks"] = (1, *array.shape[1:])  # so that one group is read without the others
+        arrays.create_dataset(name, data=array, **options)
+
+
+_BY_ROW, _LARGEST_CHUNK = 2**14, 2**28  # bytes of a row (HDF5 takes chunks up to 4 GiB)
+
+
+class _Raw(io.FileIO):
+    """A file that HDF5 writes to, whose errors wait until `check`.
+
+    HDF5 cannot close a file that it cannot write to, and crashes when the interpreter ends. After the first error nothing
+    more is written, and what is read back there is zeros.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self.error is None:
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        found = super().readinto(view) or 0
+        view[found:] = bytes(len(view) - found)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            if self.error is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return size or 0
+
+    def check(self) -> None:
+        """Raise the error that there was."""
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def _late_errors(path: Path) -> Iterator[_Raw]:
+    with _Raw(path, "w+") as raw:
+        yield raw
+        raw.check()
 
 
 def _read_header(path: Path) -> tuple[str, int]:

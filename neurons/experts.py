@@ -10,7 +10,7 @@ Shared experts (Qwen2-MoE, DeepSeek), which every token passes, are not among th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,9 +39,13 @@ Stage = Callable[[Sequence[Route], list[Tensor], int], list[Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class _Station:
-    """The edits attached to one experts module, its hooks, and the implementation put aside while it runs."""
+    """The edits attached to one experts module, its hooks, and the implementation put aside while it runs.
+
+    `stages` are on the units, `projected` on what the input projections give.
+    """
 
     stages: list[Stage] = field(default_factory=list)
+    projected: list[Stage] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
     aside: list[str | None] = field(default_factory=list)
 
@@ -125,14 +129,22 @@ def by_expert(index: Int[Tensor, " neuron"], *, units: int) -> dict[int, Int[Ten
 
 
 @contextmanager
-def attached_routed(module: nn.Module, edit: RoutedEdit) -> Iterator[None]:
-    """Pass each expert's units ([routed, unit], its number, its token rows) through `edit`; None leaves them."""
+def attached_routed(module: nn.Module, edit: RoutedEdit, *, gate: bool = False) -> Iterator[None]:
+    """Pass each expert's units ([routed, unit], its number, its token rows) through `edit`; None leaves them.
+
+    With `gate`, what the activation function is given in their place.
+    """
 
     def stage(routes: Sequence[Route], units: list[Tensor], _num_tokens: int) -> list[Tensor]:
         edited = [edit(x, route.expert, route.tokens) for route, x in zip(routes, units, strict=True)]
         return [x if new is None else new for x, new in zip(units, edited, strict=True)]
 
-    with _attached(module, stage):
+    def before(routes: Sequence[Route], projected: list[Tensor], num_tokens: int) -> list[Tensor]:
+        channels = input_channels(module)[0].to(projected[0].device) if projected else torch.empty(0)
+        gates = stage(routes, [x[:, channels] for x in projected], num_tokens)
+        return [x.index_copy(-1, channels, new) for x, new in zip(projected, gates, strict=True)]
+
+    with _attached(module, before if gate else stage, projected=gate):
         yield
 
 
@@ -173,14 +185,15 @@ def implementation(module: nn.Module, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _attached(module: nn.Module, stage: Stage) -> Iterator[None]:
+def _attached(module: nn.Module, stage: Stage, *, projected: bool = False) -> Iterator[None]:
     station = _STATIONS.get(module) or _opened(module)
-    station.stages.append(stage)
+    stages = station.projected if projected else station.stages
+    stages.append(stage)
     try:
         yield
     finally:
-        station.stages.remove(stage)
-        if not station.stages:
+        stages.remove(stage)
+        if not station.stages and not station.projected:
             for handle in station.handles:
                 handle.remove()
             _leave(module, station)  # an interrupt passes the hooks by
@@ -220,7 +233,13 @@ def _routed_forward(
 ) -> Float[Tensor, "token model"]:
     """transformers' eager loop over experts, with the attached edits between the activation and the down projection."""
     routes = _routes(top_k_index, self.num_experts)
-    units = [_units(self, hidden_states[route.tokens], route.expert) for route in routes]
+    name = "gate_up_proj" if self.has_gate else "up_proj"
+    activated = self._apply_gate if self.has_gate else self.act_fn
+    # one after another, so that all experts' projections are in memory only where something reads them
+    projected: Iterable[Tensor] = (_projected(self, name, hidden_states[r.tokens], r.expert) for r in routes)
+    for stage in _STATIONS[self].projected:
+        projected = stage(routes, list(projected), len(hidden_states))
+    units = [activated(x) for x in projected]
     for stage in _STATIONS[self].stages:
         units = stage(routes, units, len(hidden_states))
     total = torch.zeros_like(hidden_states)
@@ -244,12 +263,6 @@ def _routes(top_k_index: Int[Tensor, "token slot"], num_experts: int) -> list[Ro
         for expert, part in enumerate(parts[:num_experts])
         if len(part)
     ]
-
-
-def _units(module: Any, x: Float[Tensor, "routed model"], expert: int) -> Float[Tensor, "routed unit"]:
-    if module.has_gate:
-        return module._apply_gate(_projected(module, "gate_up_proj", x, expert))
-    return module.act_fn(_projected(module, "up_proj", x, expert))
 
 
 def _projected(module: Any, name: str, x: Tensor, expert: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Literal, get_args
 
 import torch
@@ -13,12 +15,14 @@ from torch import Tensor
 
 from .errors import SetError
 from .experts import RoutedEdit, by_expert
+from .positions import On, Where, watched
 from .sets import NeuronSet
 from .sites import Edit, Tap
 from .subject import Subject
 
-Kind = Literal["zero", "mean", "scale", "resample", "noise"]
+Kind = Literal["zero", "mean", "scale", "resample", "noise", "keep"]
 KINDS: tuple[str, ...] = get_args(Kind)
+REFERRING = ("mean", "resample", "noise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,49 +45,109 @@ class Reference:
     sampled: Int[Tensor, "layer expert"] | None = None
 
 
+References = Reference | Mapping[str, Reference]
+
+
 @contextmanager
 def intervene(
     subject: Subject,
-    neurons: NeuronSet,
+    neurons: NeuronSet | Iterable[NeuronSet],
     *,
     kind: Kind = "zero",
     factor: float = 2.0,
-    reference: Reference | None = None,
+    reference: References | None = None,
+    on: On = "both",
     seed: int = 0,
 ) -> Iterator[None]:
-    """While the block runs, replace the activations of a set at every position, in forward passes and in `generate`.
+    """While the block runs, replace the activations of a set, in forward passes and in `generate`.
 
     - `zero`: silence the neurons.
-    - `scale`: multiply by `factor` (2 doubles, as CULNIG's enhancement does).
+    - `scale`: multiply by `factor`: above 1 amplifies (2 is CULNIG's enhancement), below 1 weakens.
     - `mean`: the neuron's mean over `reference`.
     - `resample`: the activations of one token drawn at random from `reference`'s pool, drawn anew for every position.
     - `noise`: add Gaussian noise of `factor` times the neuron's standard deviation over `reference`.
+    - `keep`: everything else of the set's site off, in every layer: at its mean over `reference` where one is given, else
+      at zero. An empty set then leaves nothing on; with the other kinds it changes nothing, bit for bit.
 
-    Neurons of site `expert` are replaced where a token is routed to their expert; the routing is left to the model.
-    The hooks are gone afterwards, also after an exception. An empty set changes nothing, bit for bit.
+    `neurons` may be several sets, of several sites (with `reference` by site): they act together. `on` is where: at every
+    position, at the prompt's tokens or at the answer's. In `generate` the answer's are those that the model reads again of
+    what it has written; where a corpus is scored, those after the border of prompt and answer (of an answer of one token
+    none is read before it is scored). Neurons of site `expert` are replaced where a token is routed to their expert; the
+    routing is left to the model. The hooks are gone afterwards, also after an exception.
 
-    Raises SetError when the set is of another subject or site, when the kind is unknown, when it needs a reference, or
+    Raises SetError when a set is of another subject or site, when the kind is unknown, when it needs a reference, or
     when no token of the reference was routed to an expert of the set.
     """
-    neurons.check(subject)
     if kind not in KINDS:
         raise SetError(f"unknown kind {kind!r}; kinds are {', '.join(KINDS)}")
-    if kind in ("mean", "resample", "noise"):
-        _check_reference(neurons, reference, kind)
-    site = subject.site(neurons.site)
-    generator = torch.Generator().manual_seed(seed)
-    with ExitStack() as stack:
-        for layer, tap in enumerate(site.taps):
-            index = neurons.indices(layer)
-            if not len(index):
-                continue
-            if tap.routed is None:
-                edit = _edit(kind, layer, index, index, factor, reference, generator)
-                stack.enter_context(tap.attached(edit))
-            else:
-                routed = _routed_edit(kind, layer, tap, index, factor, reference, generator)
-                stack.enter_context(tap.attached_routed(routed))
+    chosen = united(neurons)
+    for one in chosen:
+        one.check(subject)
+    with watched(subject.model, on) as where, ExitStack() as stack:
+        for one in chosen:
+            known = reference.get(one.site) if isinstance(reference, Mapping) else reference
+            if kind in REFERRING or (kind == "keep" and known is not None):
+                _check_reference(one, known, kind)
+            _attach(stack, subject, one, kind, factor, known, torch.Generator().manual_seed(seed), where)
         yield
+
+
+def united(neurons: NeuronSet | Iterable[NeuronSet]) -> tuple[NeuronSet, ...]:
+    """One set a site, those of one site taken together. Raises SetError when there are none."""
+    sets = (neurons,) if isinstance(neurons, NeuronSet) else tuple(neurons)
+    if not sets:
+        raise SetError("no set to intervene on; give a NeuronSet, or several (an empty NeuronSet is one too)")
+    sites = dict.fromkeys(one.site for one in sets)
+    return tuple(reduce(or_, (one for one in sets if one.site == site)) for site in sites)
+
+
+def _attach(
+    stack: ExitStack,
+    subject: Subject,
+    neurons: NeuronSet,
+    kind: str,
+    factor: float,
+    reference: Reference | None,
+    generator: torch.Generator,
+    where: Where | None,
+) -> None:
+    """Enter the hooks of one site's set into the stack."""
+    if kind == "keep":
+        neurons, kind = ~neurons, "zero" if reference is None else "mean"
+    for layer, tap in enumerate(subject.site(neurons.site).taps):
+        index = neurons.indices(layer)
+        if not len(index):
+            continue
+        if tap.routed is None:
+            edit = _edit(kind, layer, index, index, factor, reference, generator)
+            stack.enter_context(tap.attached(edit if where is None else _placed(edit, where)))
+        else:
+            routed = _routed_edit(kind, layer, tap, index, factor, reference, generator)
+            stack.enter_context(tap.attached_routed(routed if where is None else _routed_placed(routed, where)))
+
+
+def _placed(edit: Edit, where: Where) -> Edit:
+    """An edit at some positions alone."""
+
+    def placed(x: Tensor) -> Tensor | None:
+        places = where()
+        if isinstance(places, bool):
+            return edit(x) if places else None
+        new = edit(x)
+        return None if new is None else torch.where(places.to(x.device).reshape(*x.shape[:-1], 1), new, x)
+
+    return placed
+
+
+def _routed_placed(edit: RoutedEdit, where: Where) -> RoutedEdit:
+    def placed(x: Tensor, expert: int, tokens: Tensor) -> Tensor | None:
+        places = where()
+        if isinstance(places, bool):
+            return edit(x, expert, tokens) if places else None
+        new = edit(x, expert, tokens)
+        return None if new is None else torch.where(places.to(x.device).flatten()[tokens][:, None], new, x)
+
+    return placed
 
 
 def _check_reference(neurons: NeuronSet, reference: Reference | None, kind: str) -> None:
@@ -109,7 +173,7 @@ def _routed_edit(
     edits: dict[int, Edit] = {}
     for expert, columns in by_expert(index, units=tap.units).items():
         rows = None
-        if reference is not None and reference.sampled is not None and kind in ("mean", "resample", "noise"):
+        if reference is not None and reference.sampled is not None and kind in REFERRING:
             rows = int(reference.sampled[layer, expert])
             if not rows:
                 raise SetError(

@@ -23,7 +23,7 @@ class Projection(Protocol):
     @property
     def module(self) -> nn.Module: ...
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class FrozenProjection:
@@ -120,6 +120,7 @@ def is_plain(module: nn.Module) -> bool:
     return (
         (type(module) is nn.Linear or is_transposed(module))
         and isinstance(module.weight, nn.Parameter)
+        and type(module.weight.data) is Tensor
         and (_slot(module) != "forward" or "forward" not in module.__dict__)
         and getattr(getattr(module, _slot(module)), "__func__", None) is type(module).forward
     )

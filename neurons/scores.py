@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .atlas import Record, record_type
 from .errors import SetError
+from .pickling import by_fields
 
 _TENSORS = (
     "values",
@@ -54,6 +55,8 @@ class Scores:
     rows: Float[Tensor, "example layer neuron"] | None = None
     row_groups: Int[Tensor, " example"] | None = None
     row_items: Int[Tensor, " example"] | None = None
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))

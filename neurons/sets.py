@@ -17,6 +17,7 @@ from torch import Tensor
 from .atlas import Record, record_type
 from .errors import SetError
 from .experts import by_expert
+from .pickling import by_fields
 from .subject import Subject
 
 
@@ -33,6 +34,8 @@ class NeuronSet:
     subject: str
     mask: Bool[Tensor, "layer neuron"]
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    __reduce__ = by_fields
 
     def __post_init__(self) -> None:
         if self.mask.dim() != 2 or self.mask.dtype != torch.bool:

@@ -48,7 +48,8 @@ class Tap:
     `channels` picks this site's neurons out of a fused projection's output, in neuron order; None means all channels.
     `routed` is the number of experts whose units the neurons are (neuron = expert * units + unit), None elsewhere. While
     something is attached to a routed tap, its module runs transformers' `eager` loop over experts, bit for bit, instead
-    of the model's own choice (grouped_mm, batched_mm), whose outputs differ in rounding.
+    of the model's own choice (grouped_mm, batched_mm), whose outputs differ in rounding. `gate` reads, at such a tap, what
+    the activation function of each unit is given, instead of the unit.
     """
 
     module: nn.Module
@@ -57,6 +58,7 @@ class Tap:
     width: int
     channels: Tensor | None = None
     routed: int | None = None
+    gate: bool = False
 
     @property
     def units(self) -> int:
@@ -73,7 +75,7 @@ class Tap:
         """
         if self.routed is None:
             raise SiteError(f"{self.path} has no routed experts; use attached")
-        with attached_routed(self.module, edit):
+        with attached_routed(self.module, edit, gate=self.gate):
             yield
 
     @contextmanager
@@ -83,6 +85,8 @@ class Tap:
         At a routed tap this makes the whole [token, width], zero where a token is not routed: for small models, and
         where an edit must see all experts at once. What is put where a token is not routed has no effect.
         """
+        if self.gate:
+            raise SiteError(f"{self.path}: the gates of experts are read by attached_routed alone")
         if self.routed is not None:
             with attached_dense(self.module, edit):
                 yield
@@ -211,6 +215,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def projection_widths(module: nn.Module, path: str) -> tuple[int, int]:
     """(input channels, output channels) of a Linear or a Conv1D (whose weight stands transposed)."""
     weight = module.weight
+    if isinstance(module, nn.Linear):  # a quantised weight may be packed
+        return module.in_features, module.out_features
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise SiteError(f"{path} is a {type(module).__name__} without a two-dimensional weight")
     rows, columns = weight.shape

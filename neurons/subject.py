@@ -242,6 +242,8 @@ def fingerprint(model: nn.Module) -> str:
     Every parameter counts with its name, its shape and, after rounding to bfloat16, the sums (modulo 2^32) of the bits
     along each of its dimensions: one checkpoint has one name in float32 and in bfloat16, and a changed entry or two
     swapped rows or columns give another. A TransformerLens bridge has the name of the module that it wraps.
+
+    Raises SubjectError for weights that are no plain tensors, as quantisation libraries (torchao) make them.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     tied = getattr(model, "all_tied_weights_keys", None) or {}
@@ -254,6 +256,13 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(json.dumps([name, list(parameter.shape)]).encode())
         if values is None:
             continue
+        if type(values.data).__module__.startswith("torchao"):  # quantised tensors that have no bits of their own
+            values = values.dequantize()
+        if type(values.data) is not torch.Tensor:
+            raise SubjectError(
+                f"{name} of this {type(model).__name__} is a {type(values.data).__name__}, not a plain tensor (a sharded model, "
+                "or a quantisation other than bitsandbytes' and torchao's); load it on one device, in float32 or bfloat16"
+            )
         bits = values.detach().to(torch.bfloat16).view(torch.int16)
         for dim in range(bits.dim()):
             others = [other for other in range(bits.dim()) if other != dim]

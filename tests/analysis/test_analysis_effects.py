@@ -114,9 +114,6 @@ def test_without_controls_nothing_is_claimed(planted: Subject, questions: Corpus
 def test_bad_sets_are_refused(planted: Subject, questions: Corpus, planted_sets: Sets) -> None:
     with pytest.raises(SetError, match="no sets"):
         ablate(planted, questions, {})
-    gate = NeuronSet.from_indices(planted, site="gate", indices={0: [1]})
-    with pytest.raises(SetError, match="sites gate, mlp"):
-        ablate(planted, questions, {**planted_sets, "gate": gate})
     with pytest.raises(SetError, match="belongs to subject"):
         ablate(planted, questions, {"a": replace(planted_sets["a"], subject="0" * 16)})
     with pytest.raises(SetError, match="needs a reference"):
@@ -186,3 +183,50 @@ def test_a_set_without_a_group_of_its_name_has_no_own() -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(SetError, match=r"ablated has shape \[1, 2\]"):
         made([0, 1, 1], [0, 1, 2], [1, 1, 1], [[0, 1]], [[[1, 1, 1]]])
+
+
+def test_the_effect_size_counts_items() -> None:
+    # of four items (two questions each) one loses both, one loses one, one gains, one stays: (2 - 1) / 4
+    item = [0, 0, 1, 1, 2, 2, 3, 3]
+    effects = made([0] * 8, item, [1] * 8, [[0, 0, 0, 1, 1, 1, 1, 1]], [[[1, 1, 1, 1, 0, 1, 1, 1]]])
+    assert effects.dominance.tolist() == [[0.25]]
+    assert effects.num_items.tolist() == [4]
+    better = replace(effects, origin={"expect": "better"})
+    assert better.dominance.tolist() == [[-0.25]]
+
+
+def test_among_controls() -> None:
+    effects = made([0] * 4, [0, 1, 2, 3], [1] * 4, [[0, 0, 1, 1]], [[[1] * 4, [0, 1, 0, 1], [0, 0, 0, 1]]])
+    assert effects.p_among_controls.tolist() == [[3 / 4]]  # two of three controls are at least as bad
+    without = replace(effects, controls=effects.controls[:, :0])
+    assert bool(without.p_among_controls.isnan().all())
+    assert bool(without.dominance.isnan().all())
+
+
+def test_a_rising_loss_is_a_loss() -> None:
+    base = torch.zeros(6)
+    effects = replace(
+        made([0] * 6, list(range(6)), [1] * 6, [[0] * 6], [[[1] * 6]]), base=base, ablated=base[None] + 2,
+        controls=base[None, None] + 1, origin={"higher_is_better": False, "unit": "nats a token"},
+    )  # fmt: skip
+    assert effects.effect.tolist() == [[2]]
+    assert effects.p_vs_controls.tolist() == [[1 / 64]]
+    assert effects.dominance.tolist() == [[1]]
+    assert (effects.scale, effects.unit) == (1, "nats a token")
+    assert replace(effects, origin={"higher_is_better": True}).p_vs_controls.tolist() == [[1]]
+
+
+def test_with_too_few_items_nothing_could_be_shown() -> None:
+    few = made([0] * 4, [0, 1, 2, 3], [1] * 4, [[0, 0, 0, 1]], [[[1] * 4]])
+    assert few.smallest_detectable.tolist() == [math.inf]  # 2 ** -4 is above 0.05
+    enough = made([0] * 5, [0, 1, 2, 3, 4], [1] * 5, [[1] * 5], [[[1] * 5]])
+    assert enough.smallest_detectable.tolist() == [1]
+    assert enough.detectable(2).tolist() == [[math.inf]]  # 2 ** -5 is above 0.05 / 2
+
+
+def test_sets_held_against_named_groups() -> None:
+    effects = made([0, 1], [0, 1], [1, 1], [[0, 1], [1, 0]], [[[1, 1]]] * 2)
+    assert replace(effects, sets=("x", "b/mlp")).own_group == (None, 1)
+    assert replace(effects, sets=("x", "y"), owners=("b", None)).own_group == (1, None)
+    with pytest.raises(SetError, match="1 owners for 2 sets"):
+        replace(effects, owners=("b",))

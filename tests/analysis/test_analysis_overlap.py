@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuropolis.analysis.chance import P_FLOOR, by_layer, over_site
-from neuropolis.analysis.overlap import overlap
+from neuropolis.analysis.chance import P_FLOOR, Levels, in_layers, in_total, levels
+from neuropolis.analysis.overlap import combine, overlap, overlap_from_record
 from neuropolis.analysis.statistics import holm
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.sets import NeuronSet
@@ -51,36 +51,69 @@ def test_overlap_by_hand() -> None:
     assert table.layer_expected[0, 1, 0].item() == pytest.approx(4 / 6 * 1 / 3 + 1 / 6 * 1)
     assert (table.low[0, 1].item(), table.high[0, 1].item()) == (0, pytest.approx(2 / 3))
     assert table.p[0, 1].item() == 1.0
+    assert table.coefficient is not None
+    assert table.coefficient_expected is not None
+    assert table.coefficient.tolist() == [[1, 1 / 2, 0], [1 / 2, 1, 0], [0, 0, 1]]
+    assert table.coefficient_expected[0, 1].item() == pytest.approx(1 / 2)  # 2 * 2 / 4 shared of the smaller set's 2
+    assert table.layer_p is not None
+    assert table.layer_p[0, 1, 0].item() == 1.0
+    assert math.isnan(table.layer_p[0, 1, 1])  # a has nothing there
     for name in ("expected", "low", "high", "p", "p_corrected"):
         value = getattr(table, name)
         assert bool(value.diagonal().isnan().all())
         torch.testing.assert_close(value, value.T, equal_nan=True)
 
 
+def chance(a: list[int], b: list[int], width: int, shared: list[int] | None = None) -> Levels:
+    """Chance levels of one pair of sets; arrays have one row."""
+    rows = [np.array([row]) for row in (a, b, shared or [0] * len(a))]
+    return levels(*rows, width=width)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=3))
 def test_chance_equals_enumeration(sizes: list[tuple[int, int]]) -> None:
     a, b = [x for x, _ in sizes], [y for _, y in sizes]
-    chance = by_layer(a, b, 5)
+    first, pmf = in_layers(np.array([a]), np.array([b]), 5)
+    low, total = in_total(first, pmf, np.array([a]), np.array([b]), 5)
     truth = enumerated(a, b, 5)
-    found = dict(zip(chance.counts.tolist(), chance.pmf.tolist(), strict=True))
-    for shared, probability in found.items():
-        assert probability == pytest.approx(truth.get(shared, 0.0), abs=1e-12)
+    for place, probability in enumerate(total[0]):
+        assert probability == pytest.approx(truth.get(low[0] + place, 0.0), abs=1e-12)
+    for layer, (x, y) in enumerate(sizes):
+        alone = enumerated([x], [y], 5)
+        for place, probability in enumerate(pmf[0, layer]):
+            assert probability == pytest.approx(alone.get(first[0, layer] + place, 0.0), abs=1e-12)
+    found = chance(a, b, 5)
+    assert found.shared[0] == pytest.approx(sum(x * p for x, p in truth.items()))
     if sum(a) + sum(b):
         jaccard = {shared: shared / (sum(a) + sum(b) - shared) for shared in truth}
-        assert chance.expected == pytest.approx(sum(jaccard[x] * p for x, p in truth.items()))
+        assert found.expected[0] == pytest.approx(sum(jaccard[x] * p for x, p in truth.items()))
     for layer, (x, y) in enumerate(sizes):
-        alone = by_layer([x], [y], 5).expected
-        assert chance.layer_expected[layer] == pytest.approx(alone, nan_ok=True)
+        alone = chance([x], [y], 5)
+        for name in ("expected", "low", "high", "p"):
+            within = getattr(found, f"layer_{name}")[0, layer]
+            assert within == pytest.approx(getattr(alone, name)[0], nan_ok=True), name
+
+
+def test_pairs_of_unlike_sizes_are_worked_out_together() -> None:
+    """A block's window and frequencies are those of its widest and of its narrowest distribution."""
+    a = np.array([[0, 0], [400, 3], [1, 0], [50, 60]])
+    b = np.array([[9, 2], [300, 700], [1, 1], [60, 50]])
+    shared = np.array([[0, 0], [130, 2], [1, 0], [9, 1]])
+    together = levels(a, b, shared, width=1000)
+    for row in range(4):
+        alone = levels(a[[row]], b[[row]], shared[[row]], width=1000)
+        for name in vars(alone):
+            assert getattr(together, name)[row] == pytest.approx(getattr(alone, name)[0], nan_ok=True, abs=1e-12), name
 
 
 def test_p_is_twice_the_smaller_tail() -> None:
-    chance = by_layer([2], [2], 6)  # 0, 1, 2 shared: 6/15, 8/15, 1/15
-    assert chance.p(2) == pytest.approx(2 / 15)
-    assert chance.p(0) == pytest.approx(12 / 15)
-    assert chance.p(1) == 1.0
-    assert by_layer([500], [500], 10000).p(500) == P_FLOOR
-    assert math.isnan(by_layer([0], [3], 6).p(0))
+    # 2 and 2 of 6: 0, 1, 2 shared with probability 6/15, 8/15, 1/15
+    assert chance([2], [2], 6, [2]).p[0] == pytest.approx(2 / 15)
+    assert chance([2], [2], 6, [0]).p[0] == pytest.approx(12 / 15)
+    assert chance([2], [2], 6, [1]).p[0] == 1.0
+    assert chance([500], [500], 10000, [500]).p[0] == P_FLOOR
+    assert math.isnan(chance([0], [3], 6).p[0])
 
 
 @pytest.mark.parametrize(("percent", "published"), [(10, 5.3), (30, 17.6), (50, 33.3), (70, 53.8)])
@@ -88,17 +121,16 @@ def test_chance_levels_of_single_sets(percent: int, published: float) -> None:
     """k / (2 - k) for large layers."""
     k, width = percent / 100, 20_000
     size = width * percent // 100
-    chance = by_layer([size] * 4, [size] * 4, width)
-    assert chance.expected == pytest.approx(k / (2 - k), abs=1e-4)
-    assert round(100 * chance.expected, 1) == published
-    assert over_site(4 * size, 4 * size, 4, width).expected == pytest.approx(k / (2 - k), abs=1e-4)
+    expected = chance([size] * 4, [size] * 4, width).expected[0]
+    assert expected == pytest.approx(k / (2 - k), abs=1e-4)
+    assert round(100 * expected, 1) == published
 
 
 @pytest.mark.parametrize(("percent", "published"), [(10, 15.7), (30, 48.9), (50, 77.8), (70, 94.7)])
 def test_chance_levels_of_unions_of_three(percent: int, published: float) -> None:
     k = 1 - (1 - percent / 100) ** 3
     size = round(k * 20_000)
-    assert round(100 * by_layer([size], [size], 20_000).expected, 1) == published
+    assert round(100 * chance([size], [size], 20_000).expected[0], 1) == published
 
 
 def test_chance_equals_simulation() -> None:
@@ -110,10 +142,10 @@ def test_chance_equals_simulation() -> None:
             np.isin(rng.choice(width, x, False), rng.choice(width, y, False)).sum() for x, y in zip(a, b, strict=True)
         )
         ratios.append(shared / (sum(a) + sum(b) - shared))
-    chance = by_layer(a, b, width)
-    assert chance.expected == pytest.approx(np.mean(ratios), abs=4 * np.std(ratios) / np.sqrt(4000))
-    assert chance.low == pytest.approx(np.quantile(ratios, 0.025), abs=0.02)
-    assert chance.high == pytest.approx(np.quantile(ratios, 0.975), abs=0.02)
+    found = chance(a, b, width)
+    assert found.expected[0] == pytest.approx(np.mean(ratios), abs=4 * np.std(ratios) / np.sqrt(4000))
+    assert found.low[0] == pytest.approx(np.quantile(ratios, 0.025), abs=0.02)
+    assert found.high[0] == pytest.approx(np.quantile(ratios, 0.975), abs=0.02)
 
 
 def test_living_in_the_same_layer_is_no_overlap_by_layer() -> None:
@@ -139,6 +171,41 @@ def test_corrected_over_pairs() -> None:
     rows, columns = torch.tril_indices(4, 4, offset=-1)
     torch.testing.assert_close(table.p_corrected[rows, columns], holm(table.p[rows, columns]))
     torch.testing.assert_close(table.p_corrected[columns, rows], holm(table.p[rows, columns]))
+
+
+def test_layers_are_tested_and_corrected_together() -> None:
+    masks = torch.rand((3, 2, 400), generator=torch.Generator().manual_seed(5)) < 0.1
+    masks[1, 0] = masks[0, 0]  # layer 0 of the first two is the same
+    table = overlap({str(i): NeuronSet("mlp", "s", mask) for i, mask in enumerate(masks)})
+    assert table.layer_p is not None
+    assert table.layer_p_corrected is not None
+    assert table.layer_p[0, 1, 0] < 1e-9 < 0.01 < table.layer_p[0, 1, 1]
+    rows, columns = torch.triu_indices(3, 3, offset=1)
+    torch.testing.assert_close(table.layer_p_corrected[rows, columns], holm(table.layer_p[rows, columns]))
+    assert overlap({"a": NeuronSet("mlp", "s", masks[0])}, uniform=True).layer_p is None
+
+
+def test_an_overlap_comes_back_from_its_record() -> None:
+    table = overlap({"a": made("1100", "0000"), "b": made("0110", "1000")})
+    back = overlap_from_record(table.to_record())
+    assert back.groups == table.groups
+    for name, value in vars(table).items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(back, name), value, equal_nan=True)
+
+
+def test_unions_and_intersections_of_tasks() -> None:
+    sets = {"sst": made("1100"), "qqp": made("0100"), "e2e": made("0011"), "xsum": made("0110")}
+    groups = {"CLS": ("sst", "qqp"), "GEN": ("e2e", "xsum")}
+    union = combine(sets, groups)
+    assert [union[name].mask.int().tolist() for name in groups] == [[[1, 1, 0, 0]], [[0, 1, 1, 1]]]
+    common = combine(sets, groups, how="intersection")
+    assert [common[name].mask.int().tolist() for name in groups] == [[[0, 1, 0, 0]], [[0, 0, 1, 0]]]
+    assert overlap(union).jaccard[0, 1].item() == 1 / 4
+    with pytest.raises(SetError, match="'CLS' has no set 'mnli'; name some of sst, qqp, e2e, xsum"):
+        combine(sets, {"CLS": ("sst", "mnli")})
+    with pytest.raises(SetError, match="unknown way 'both'"):
+        combine(sets, groups, how="both")  # pyright: ignore[reportArgumentType]
 
 
 def test_independent_sets_are_rarely_significant() -> None:

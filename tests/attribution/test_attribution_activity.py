@@ -108,7 +108,7 @@ def test_norms_of_offloaded_weights_are_an_error(make_subject: Any, corpus: Corp
     site = subject.site("mlp")
     with torch.no_grad():
         site.taps[2].module.to("meta")
-    with pytest.raises(SiteError, match=r"layers.2.mlp.down_proj: its weights are offloaded"):
+    with pytest.raises(SiteError, match=r"layers.2.mlp.down_proj: its weights are kept nowhere"):
         weight_norms(site)
 
 

@@ -315,6 +315,45 @@ def test_examples_that_are_not_finite_are_skipped_when_asked(
     torch.testing.assert_close(scores.signed, attribute(subject, rest, min_examples=1).signed)
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, rows: set[int]) -> None:
+    """NaN in the logits of these examples, control twins counted on."""
+    from neuropolis.attribution import engine
+
+    plain = engine.forward
+
+    def poisoned(subject: Any, batch: Any) -> torch.Tensor:
+        logits = plain(subject, batch)
+        hit = torch.tensor([row in rows for row in batch.rows.tolist()])
+        return torch.where(hit[:, None, None], torch.nan, logits)
+
+    monkeypatch.setattr(engine, "forward", poisoned)
+
+
+def test_a_skipped_twin_counts_as_the_mean_of_its_groups_others(
+    make_subject: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuropolis.attribution.culnig import _weighed
+
+    subject = make_subject("llama")
+    asked: dict[str, Any] = {"method": "culnig", "site": "gate", "objective": "probability", "controls": True}
+    rest = attribute(subject, Corpus(corpus.examples[1:]), **asked)
+    poison(monkeypatch, {len(corpus)})  # the twin of the first example
+    scores = attribute(subject, corpus, on_not_finite="skip", **asked)
+    assert len(scores.origin["skipped"]) == 1
+    assert scores.counts.tolist() == [4, 4, 4]
+    assert scores.control_signed is not None
+    torch.testing.assert_close(scores.control_signed, rest.control_signed)
+    torch.testing.assert_close(_weighed(scores), (scores.signed - scores.control_signed) * 4 / 12)
+
+
+def test_a_group_without_a_twin_left_is_named(
+    make_subject: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, set(range(12, 16)))
+    with pytest.raises(CorpusError, match="no control twin of group 'north' is left"):
+        attribute(make_subject("llama"), corpus, on_not_finite="skip", controls=True)
+
+
 def test_a_registered_function_of_subject_and_corpus_is_a_method(make_subject: Any, corpus: Corpus) -> None:
     from neuropolis.attribution.methods import METHODS, register_method
 

@@ -180,3 +180,64 @@ def test_padding_that_is_routed_does_not_count(subject: Subject, corpus: Corpus)
     alone = attribute(subject, corpus, methods=("taylor", "mean", "max"), site="expert", max_tokens=1)
     for name, scores in together.items():
         torch.testing.assert_close(scores.signed, alone[name].signed, rtol=1e-4, atol=1e-5)
+
+
+def gates_by_hand(subject: Subject, ids: Tensor) -> list[dict[int, Tensor]]:
+    """For each layer, {expert: what its activation function is given for its tokens} of one text."""
+    seen: list[tuple[Any, Tensor, Tensor]] = []
+    handles = [
+        tap.module.register_forward_pre_hook(lambda module, args: seen.append((module, args[0], args[1])))
+        for tap in subject.site("expert").taps
+    ]
+    with torch.no_grad():
+        subject.model(ids[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    found = []
+    for module, hidden, chosen in seen:
+        rows = {e: hidden[(chosen == e).any(dim=1)] for e in range(EXPERTS)}
+        found.append({e: x @ module.gate_up_proj[e, :UNITS].T for e, x in rows.items() if len(x)})
+    return found
+
+
+def test_lape_reads_the_sign_of_the_gate_and_counts_unrouted_tokens_as_inactive(
+    subject: Subject, corpus: Corpus
+) -> None:
+    from neuropolis.attribution.entropy import activity_bar, lape_scores
+
+    counts = torch.zeros(len(corpus.groups), 2, EXPERTS, UNITS)
+    tokens = torch.zeros(len(corpus.groups))
+    for example, one in zip(corpus, encode_corpus(subject, corpus), strict=True):
+        group = corpus.groups.index(example.group)
+        tokens[group] += len(one.ids) - 1
+        for layer, experts in enumerate(gates_by_hand(subject, torch.tensor(one.ids[:-1]))):
+            for expert, gate in experts.items():
+                counts[group, layer, expert] += (gate > 0).sum(dim=0)
+    p = counts.flatten(2) / tokens[:, None, None]
+    both = attribute(subject, corpus, methods=("lape", "active"), site="expert")
+    assert both["lape"].site == "expert"
+    torch.testing.assert_close(both["lape"].signed, lape_scores(p))
+    assert float(activity_bar(p)) > 0
+    # the unit's own sign, which `active` reads, is another: up is multiplied in
+    assert not torch.allclose(both["active"].signed, p, atol=1e-3)
+
+
+def test_an_edit_of_the_gates_changes_what_follows_and_leaves_nothing_behind(subject: Subject) -> None:
+    from dataclasses import replace
+
+    tap = replace(subject.site("expert").taps[0], gate=True)
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        plain = subject.model(ids).logits
+        with tap.attached_routed(lambda x, *_: None):
+            torch.testing.assert_close(subject.model(ids).logits, plain, rtol=1e-4, atol=1e-4)
+        units: list[Tensor] = []
+        with (
+            tap.attached_routed(lambda x, *_: torch.zeros_like(x)),
+            subject.site("expert").taps[0].attached_routed(lambda x, *_: units.append(x.clone())),
+        ):
+            subject.model(ids)
+        assert units
+        assert all(bool((x == 0).all()) for x in units)
+        assert torch.equal(subject.model(ids).logits, plain)
+    assert not tap.module._forward_pre_hooks

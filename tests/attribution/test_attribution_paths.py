@@ -11,6 +11,7 @@ from captum.attr import IntegratedGradients, LayerConductance
 from neuropolis.attribution.attribute import attribute
 from neuropolis.attribution.encoding import collate, encode_corpus
 from neuropolis.attribution.objectives import loss
+from neuropolis.attribution.paths import embedding, mean_embedding
 from neuropolis.corpora.examples import Corpus, CorpusError, Example
 from neuropolis.neurons.errors import SiteError
 from neuropolis.neurons.interventions import intervene
@@ -381,3 +382,13 @@ def test_what_several_processes_tell_comes_together() -> None:
     theirs = iter([other.scored.int(), *[torch.zeros(1, 1, 1)] * 3, *[torch.zeros(1)] * 2, other.extra["gap"]])
     mine.gather(lambda tensor: tensor.add_(next(theirs).to(tensor.dtype)))
     assert mine.told() == {"gap": 3.0}
+
+
+def test_the_mean_baseline_is_of_what_the_embedding_module_gives(make_subject: Any) -> None:
+    subject = make_subject("gemma2")  # its embeddings are scaled by the root of their width
+    found = mean_embedding(subject, embedding(subject))
+    table = subject.model.get_input_embeddings().weight.detach()
+    torch.testing.assert_close(found, 32**0.5 * table.mean(dim=0))
+    with torch.no_grad():
+        table[3, 0] = torch.inf
+    assert bool(torch.isfinite(mean_embedding(subject, embedding(subject))).all())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from neuropolis.analysis.study import load
+from neuropolis.cli import continual as verb
 from neuropolis.corpora.examples import Corpus
 from neuropolis.corpora.jsonl import write_jsonl
 
@@ -67,17 +68,52 @@ def test_a_stream_from_the_command_line(run: Run, tmp_path: Path) -> None:
         (("--option", "lora.size=3", "--methods", "lora"), "method 'lora' has no option 'size'; it has rank, alpha"),
         (("--order", "order-1"), "there is no task"),
         (("--order", "north,west"), "the order needs task 'west', the stream has north"),
+        (("--contrast", "foo"), "unknown contrast 'foo'"),
+        (("--option", "ewc.weight=abc", "--methods", "ncft, ewc"), "option ewc.weight must be a number, got 'abc'"),
+        (("--state", "my.jsonl", "--methods", "ncft"), "my.jsonl is a file; the state is a folder"),
+        (("--questions", "0"), "numbers of rows, expected 1 or more, got 0"),
     ],
 )
 def test_a_mistake_is_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:
     assert message in run(*STREAM, *arguments, fails=True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seeds", "0"), "give at least one seed"),
+        (("--steps", "0"), "steps must be above 0, got 0"),
+        (("--lr", "ncft=1e40", "--methods", "ncft"), "lr must lie between 0 and 1e+30"),
+        (("--option", "replay.known=4", "--methods", "replay"), "option replay.known takes rows of the reference"),
+    ],
+)
+def test_a_mistake_is_told_before_the_model_is_loaded(
+    run: Run, arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr(verb, "open_model", never)
+    assert message in run(*STREAM, *arguments, fails=True)
+
+
+def test_a_stopped_stream_says_that_it_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "planned_accuracy", stop)
+    line = run(*STREAM, "--methods", "ncft", fails=True)
+    assert line == "stopped: s-state holds every task that was finished; give the same command again to go on"
+
+
 def test_the_two_studies_are_one_command_each(run: Run, tmp_path: Path) -> None:
     common = ("model", "--data", "my.jsonl", "--train", "north,south", "--test", "east", "--steps", "1", "--seeds", "2")
     printed = run("proportion", *common, "--out", "p.h5", "--shares", "10%,100%")
     assert "share 10%" in printed
-    assert load(tmp_path / "p.h5").sweep("proportion").sizes[:, 0].tolist() == [14, 144]
+    assert "overlap in each layer" in printed
+    assert load(tmp_path / "p.h5").sweep("proportion").sizes[1, 0] == 144
+    run("proportion", *common, "--out", "p.h5", "--shares", "10%", "--sets", "mean", "--train", "north, south")
+    assert load(tmp_path / "p.h5").sweep("proportion").sizes[:, 0].tolist() == [14]
     printed = run("overlap-study", *common, "--out", "p.h5", "--shares", "10%", "--overlaps", "50%,100%")
     assert "overlap natural" in printed
     found = load(tmp_path / "p.h5").sweep("overlap")
@@ -85,3 +121,13 @@ def test_the_two_studies_are_one_command_each(run: Run, tmp_path: Path) -> None:
     assert "group 'north' is trained on and tested" in run(
         "proportion", *common, "--test", "north", "--out", "q.h5", fails=True
     )
+    assert "expected 1 or more" in run("overlap-study", *common, "--seeds", "0", "--out", "q.h5", fails=True)
+
+
+def test_rates_are_searched_with_the_same_effort(run: Run) -> None:
+    options = ("--test-split", "train", "--rates", "ncft=1e-3,1e-2", "--rates", "full=1e-4,1e-3")
+    printed = run(*STREAM, *options)
+    assert printed.count("best") == 2
+    assert "next: the same without --rates, with --lr ncft=" in printed
+    assert "add --test-split dev" in run(*STREAM, *options[2:], fails=True)
+    assert "got ncft 2, full 1" in run(*STREAM, *options[:4], "--rates", "full=1e-4", fails=True)

@@ -137,6 +137,9 @@ def test_ctrl_c_is_one_line_in_every_verb(
         (("--eval-split", "train"), "share 4 examples"),
         (("--split", "nowhere"), "no example with split='nowhere'"),
         (("--lr", "1e30", "--epochs", "20"), "diverged: the loss is nan at step 2 of 20 (lr 1e+30)"),
+        (("--lr", "1e40"), "lr must lie between 0 and 1e+30, got 1e+40"),
+        (("--lr", "1", "--epochs", "20"), "guard=False (--no-guard) trains on whatever the loss"),
+        (("--figure", "loss.gif"), "unknown suffix '.gif'; known are .svg, .png, .pdf"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_clear_line_and_nothing_is_written(
@@ -177,3 +180,37 @@ def test_full_disk_is_one_clear_line(run: Run, ready: Path, place: str, monkeypa
     assert not (ready / "delta").exists()
     assert (ready / "run").exists() == (place == "delta")
     assert "wrote delta" in run(*TUNE, *kept)
+
+
+def test_units_of_experts_are_located_tuned_and_exported(run: Run, folder: Path, corpus: Corpus) -> None:
+    shape: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64,
+        "intermediate_size": 16, "num_local_experts": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    transformers.MixtralForCausalLM(transformers.MixtralConfig(**shape)).save_pretrained(folder / "model")
+    run("locate", "model", "--data", "my.jsonl", "--out", "study.h5", "--site", "expert")
+    assert "expert neurons by layer" in run("select", "study.h5", "--top", "10")
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    message = run(*TUNE, "--peft", "adapter", fails=True)
+    assert message == (
+        "error: PEFT has no form for single units of experts; leave --peft out, --export writes a plain checkpoint"
+    )
+    assert {path for path in folder.rglob("*") if path.is_file()} == before
+    printed = run(*TUNE, "--export", "merged", "--lr", "0.01")
+    assert f"{10 * 3 * 32} of " in printed
+    delta = load_delta(folder / "delta")
+    assert delta.neurons is not None
+    assert (delta.neurons.site, len(delta.neurons)) == ("expert", 10)
+    loaded = [
+        transformers.AutoModelForCausalLM.from_pretrained(folder / name).state_dict() for name in ("model", "merged")
+    ]
+    changed = [name for name in loaded[0] if not torch.equal(loaded[0][name], loaded[1][name])]
+    assert changed
+    assert all(".experts." in name for name in changed)
+
+
+def test_the_curve_is_drawn(run: Run, ready: Path) -> None:
+    printed = run(*TUNE, "--eval-split", "dev", "--figure", "loss.svg", "--lr", "1", "--epochs", "2", "--no-guard")
+    assert "wrote loss.svg" in printed
+    assert "</svg>" in (ready / "loss.svg").read_text()

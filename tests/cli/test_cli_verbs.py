@@ -80,6 +80,22 @@ def test_several_methods_are_located_together_and_chosen_by_name(run: Run, folde
     assert "(active, others contrast" in run("select", "one.h5", "--method", "active")
 
 
+def test_sets_of_several_methods_stand_beside_each_other(run: Run, folder: Path) -> None:
+    run("locate", "model", "--data", "my.jsonl", "--out", "study.h5", "--method", "taylor,mean", "--site", "mlp,v")
+    run("select", "study.h5", "--method", "taylor/mlp", "--top", "5")
+    first = load("study.h5").sets
+    assert set(first) == {"north", "south", "east"}
+    assert "these are named GROUP/mean" in run("select", "study.h5", "--method", "mean/mlp", "--top", "5")
+    assert "GROUP/taylor.v" in run("select", "study.h5", "--method", "taylor/v", "--top", "5")
+    both = load("study.h5").sets
+    assert {"north", "north/mean", "north/taylor.v"} < set(both)
+    assert len(both) == 9
+    assert both["north"] == first["north"]
+    assert (both["north/mean"].origin["method"], both["north/taylor.v"].site) == ("mean", "v")
+    assert "note" not in run("select", "study.h5", "--method", "taylor/mlp", "--top", "7")
+    assert len(load("study.h5").sets["north"]) == 7
+
+
 def test_presets_are_located_with_their_sets(run: Run, folder: Path) -> None:
     printed = run(
         "locate", "model", "--data", "my.jsonl", "--out", "lape.h5", "--preset", "lape", "--option", "top=10%", "--option",

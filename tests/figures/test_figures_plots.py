@@ -10,6 +10,7 @@ import pytest
 import torch
 from figure_makers import (
     LAYERS,
+    SUBJECT,
     make_effects,
     make_overlap,
     make_retention,
@@ -56,9 +57,16 @@ def test_neurons_by_layer_leaves_the_row_of_an_empty_set_empty():
 
 
 def test_neurons_by_layer_refuses_sets_of_different_depth():
-    deeper = NeuronSet("mlp", "x", torch.ones((LAYERS + 1, 4), dtype=torch.bool))
+    deeper = NeuronSet("mlp", SUBJECT, torch.ones((LAYERS + 1, 4), dtype=torch.bool))
     with pytest.raises(FigureError, match=r"found 2 sets with \[6, 7\] layers"):
         plots.neurons_by_layer({**make_sets(("a",)), "b": deeper})
+
+
+def test_neurons_by_layer_refuses_sets_of_different_subjects():
+    (one,) = make_sets(("a",)).values()
+    other = NeuronSet("mlp", "x", one.mask)
+    with pytest.raises(FigureError, match=r"expected sets of one subject, found sets of \w+ \(a\), x \(b\); draw"):
+        plots.neurons_by_layer({"a": one, "b": other})
 
 
 def test_effect_matrix_shows_changes_in_points_and_summaries_beside(groups):

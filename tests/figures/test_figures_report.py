@@ -75,7 +75,9 @@ def test_ids_are_unique_and_links_lead_somewhere(html):
     tags = Page(html).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    targets = {attributes["href"][1:] for tag, attributes in tags if tag == "a"}
+    links = {attributes["href"][1:] for tag, attributes in tags if tag == "a"}
+    targets = {link for link in links if not link.startswith("neuron/")}
+    assert links - targets
     labels = {one for _, attributes in tags for one in (attributes.get("aria-labelledby") or "").split()}
     assert targets | labels <= set(ids)
 
@@ -100,16 +102,10 @@ def test_the_page_has_the_numbers_of_the_artefacts(html, groups):
     assert f"{100 * row['base']:.1f}" in text
     assert f"{100 * row['effect']:.1f}".replace("-", "\u2212") in text
     assert f"{float(overlap.jaccard[0, 1]):.4f}" in text
-    assert f"{float(scores.values[0].max()):.4g}" in text
+    assert f"{float(scores.values[0].max()):.3g}" in text
     assert f"{len(study.sets[groups[0]])}" in text
     assert study.subject["fingerprint"] in text
     assert scores.origin["corpus_hash"] in text
-
-
-def test_numbers_sort_as_numbers(html):
-    cells = [a for tag, a in Page(html).tags if tag == "td" and "data-order" in a]
-    assert cells
-    assert all(re.fullmatch(r"-?(inf|\d+(\.\d+)?(e-?\d+)?)", a["data-order"]) for a in cells)
 
 
 def test_names_stay_text_everywhere():
@@ -119,7 +115,7 @@ def test_names_stay_text_everywhere():
         )
     )
     read = Page(text)
-    assert sum(tag == "script" for tag, _ in read.tags) == 1
+    assert [a.get("type") for tag, a in read.tags if tag == "script"] == ["application/json", None]
     assert not any(name.startswith("on") for _, attributes in read.tags for name in attributes)
     assert HOSTILE in read.text
 
@@ -183,16 +179,20 @@ def test_several_artefacts_of_a_kind_each_have_their_part(tmp_path):
 
 def test_words_count_the_sets_whose_effect_is_specific():
     groups = ("a", "b", "c")
-    strong = words.effects_words(make_effects(groups, hurt=1.0))
+    effects = make_effects(groups, hurt=1.0)
+    strong = words.effects_words(effects, effects.summary())
     assert "for 3 of 3 sets" in strong[1]
-    weak = words.effects_words(make_effects(groups, hurt=0.06))
+    effects = make_effects(groups, hurt=0.06)
+    weak = words.effects_words(effects, effects.summary())
     assert "for 0 of 3 sets" in weak[1]
     assert weak[2] == "Not shown for a, b, c."
 
 
 def test_words_do_not_claim_without_controls():
     effects = make_effects(("a", "b"), hurt=1.0, controls=0)
-    assert "cannot be said whether random neurons would do the same" in words.effects_words(effects)[1]
+    assert (
+        "cannot be said whether random neurons would do the same" in words.effects_words(effects, effects.summary())[1]
+    )
 
 
 def test_words_count_pairs_beyond_chance():

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, build
 from neuropolis.finetune.activations import recomputed_activations
+from tiny_families import FAMILIES, build
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 

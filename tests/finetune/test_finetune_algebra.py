@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, build, same_bits, some, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neuropolis.attribution.encoding import collate, encode_corpus
@@ -18,6 +17,7 @@ from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.sites import SITES
 from neuropolis.neurons.subject import Subject
 from test_finetune_delta import made
+from tiny_families import FAMILIES, build, same_bits, some, state
 
 
 def moved(subject: Subject, site: str, indices: dict[int, list[int]], seed: int) -> Delta:

@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import build, same_bits, some, state
 from neuropolis.attribution.encoding import encode_corpus
 from neuropolis.corpora.examples import Corpus
 from neuropolis.corpora.jsonl import write_jsonl
-from neuropolis.finetune import checkpoints
+from neuropolis.finetune import checkpoints, loop
 from neuropolis.finetune.checkpoints import Checkpointing, read_header
 from neuropolis.finetune.delta import Delta
 from neuropolis.finetune.errors import TuneError
@@ -26,6 +26,7 @@ from neuropolis.finetune.trainable import trainable_slice
 from neuropolis.finetune.training import finetune, finetune_full
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import build, same_bits, some, state
 
 HERE = Path(__file__).parent
 SETTINGS: dict[str, Any] = {"lr": 0.02, "steps": 9, "batch_size": 4, "weight_decay": 0.1, "clip": 0.5}
@@ -129,7 +130,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import build, some
+from tiny_families import build, some
 from neuropolis.corpora.loading import load_corpus
 from neuropolis.finetune.training import finetune
 
@@ -317,3 +318,24 @@ def test_places_that_cannot_hold_a_checkpoint_are_refused_before_training(corpus
         finetune(subject, corpus, some(subject), checkpoint=tmp_path / "run", checkpoint_every=0)
     with pytest.raises(TuneError, match="unknown resume 'maybe'"):
         finetune(subject, corpus, some(subject), checkpoint=tmp_path / "run", resume="maybe")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_resumed_run_lets_go_of_the_file(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read lies in the file, whose room on the disk is not free for as long as a tensor of it is held."""
+    subject, file = build("llama"), tmp_path / "run"
+    kept(subject, corpus, file)
+    read, alive = loop.read_checkpoint, []
+
+    def watched(*arguments: Any) -> Any:
+        run, tensors = read(*arguments)  # pyright: ignore[reportGeneralTypeIssues]
+        alive.extend(weakref.ref(tensor) for tensor in tensors.values())
+        return run, tensors
+
+    monkeypatch.setattr(loop, "read_checkpoint", watched)
+    held: list[int] = []
+    finetune(
+        subject, corpus, some(subject), **SETTINGS, checkpoint=file,
+        progress=lambda *_: held.append(sum(ref() is not None for ref in alive)),
+    )  # fmt: skip
+    assert alive
+    assert set(held) == {0}

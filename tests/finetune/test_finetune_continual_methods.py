@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build, same_bits, state
 from neuropolis.attribution.encoding import Encoded, answer_log_probs, collate, encode_corpus, forward
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune import lora_methods
@@ -25,6 +24,7 @@ from neuropolis.finetune.weighted import WeightedOptions, column_factors, task_f
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import build, same_bits, state
 
 WHERE = Location(top=6, layers=(1,))
 
@@ -184,7 +184,7 @@ def test_adapters_need_peft(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> 
     import sys
 
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(TuneError, match="the LoRA methods need PEFT: pip install peft"):
+    with pytest.raises(TuneError, match=r"lora.* need PEFT: pip install .neuropolis\[lora\]"):
         learn(build("llama"), corpus, "lora")
     with pytest.raises(TuneError, match="rank must be 1 or more, got 0"):
         lora_methods.LoraOptions(rank=0)

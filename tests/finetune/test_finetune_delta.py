@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, build, same_bits, some, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neuropolis.corpora.examples import Corpus
@@ -18,6 +17,7 @@ from neuropolis.finetune.slices import slice_entries, slice_parts
 from neuropolis.finetune.training import finetune, finetune_full
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import FAMILIES, build, same_bits, some, state
 
 IDS = torch.arange(3, 11)[None]
 

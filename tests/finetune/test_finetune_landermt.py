@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ANSWERS, FAMILIES, build, same_bits, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neuropolis.attribution.attribute import attribute
@@ -23,6 +22,7 @@ from neuropolis.finetune.training import finetune
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import ANSWERS, FAMILIES, build, same_bits, state
 
 IDS = torch.arange(3, 11)[None]
 

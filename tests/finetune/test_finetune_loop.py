@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, build, same_bits, some, state
 from hypothesis import given
 from hypothesis import strategies as st
 from neuropolis.attribution.encoding import Encoded, collate, encode_corpus
@@ -20,6 +19,7 @@ from neuropolis.finetune.recipe import Recipe
 from neuropolis.finetune.trainable import trainable_full, trainable_slice
 from neuropolis.finetune.training import answer_loss, finetune, finetune_full
 from neuropolis.neurons.subject import Subject
+from tiny_families import FAMILIES, build, same_bits, some, state
 
 
 def gradients(

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import CONFIGS, FAMILIES, build, same_bits, some, state
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.delta import Delta
 from neuropolis.finetune.errors import DeltaError
@@ -20,6 +19,7 @@ from neuropolis.neurons.subject import Subject
 from peft import PeftModel
 from test_finetune_algebra import moved
 from test_finetune_delta import made
+from tiny_families import CONFIGS, FAMILIES, build, same_bits, some, state
 
 IDS = torch.arange(3, 11)[None]
 # PEFT asks the model by a name that transformers calls old

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, build, same_bits, state
 from neuropolis.corpora.examples import Corpus, Example
 from neuropolis.finetune.planting import Beds, PlantRecipe, plant_facts
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import FAMILIES, build, same_bits, state
 
 IDS = torch.arange(6)[None] + 5
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build, some, tiny_corpus
 from neuropolis.corpora.jsonl import write_jsonl
 from neuropolis.finetune.checkpoints import read_header
 from neuropolis.finetune.delta import Delta
 from neuropolis.finetune.delta_files import load_delta
 from neuropolis.finetune.training import finetune, finetune_full
+from tiny_families import build, some, tiny_corpus
 
 HERE = Path(__file__).parent
 # 6 rows in batches of 5: processes with unequal shares, and a batch of one row of which one process has none
@@ -31,7 +31,7 @@ import json, os, sys
 from pathlib import Path
 here, work = sys.argv[1:]
 sys.path.insert(0, here)
-from conftest import build, some
+from tiny_families import build, some
 from neuropolis.corpora.loading import load_corpus
 from neuropolis.finetune import loop
 from neuropolis.finetune.errors import TuneError

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, build, some
 from neuropolis.finetune.products import frozen_projections
 from neuropolis.finetune.slices import slice_parts
 from neuropolis.finetune.trainable import trainable_slice
@@ -14,6 +13,7 @@ from neuropolis.neurons import products
 from neuropolis.neurons.products import FrozenProjection, input_gradient
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import FAMILIES, build, some
 from torch import Tensor, nn
 
 IDS = torch.arange(3, 11)[None]

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build, same_bits, some, state
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.errors import TuneError
 from neuropolis.finetune.retention import Retention, _interval, compare_tuning
 from neuropolis.neurons.atlas import Atlas, write_atlas
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import build, same_bits, some, state
 from torch import Tensor
 
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from conftest import FAMILIES, build, same_bits, state
 from neuropolis.finetune.errors import DeltaError, TuneError
 from neuropolis.finetune.routing import Gates, open_gates, routed
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import FAMILIES, build, same_bits, state
 from torch import Tensor
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10], [10, 9, 8, 7, 6, 5, 4, 3]])

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, build, some
-from neuropolis.finetune.slices import Entry, slice_entries, slice_parts, whole_entries
+from neuropolis.finetune.entries import Entry, whole_entries
+from neuropolis.finetune.slices import slice_entries, slice_parts
 from neuropolis.neurons.errors import SetError, SiteError
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
+from tiny_families import FAMILIES, build, some
 
 SITES = ("mlp", "mlp_out", "q", "k", "v", "attn", "attn_out")
 
@@ -43,6 +44,26 @@ def test_llama_ffn_parts() -> None:
         "gate_proj.rows": [2, 16], "gate_proj.bias": [2], "up_proj.rows": [2, 16], "up_proj.bias": [2],
         "down_proj.columns": [16, 2],
     }  # fmt: skip
+
+
+def test_attention_units_take_the_value_rows_that_are_theirs_alone() -> None:
+    subject = build("gpt2")
+    parts = {
+        part.path: part
+        for part in slice_parts(subject, NeuronSet.from_indices(subject, site="attn", indices={0: [1, 9]}))
+    }
+    fused, out = parts["transformer.h.0.attn.c_attn"], parts["transformer.h.0.attn.c_proj"]
+    assert fused.rows is not None
+    assert fused.rows.tolist() == [32 + 1, 32 + 9]  # queries, keys and values of width 16 stand behind each other
+    assert out.columns is not None
+    assert out.columns.tolist() == [1, 9]
+    grouped = build("llama")  # two heads of width 8 that share one head of values
+    for units, rows in (([1, 9], [1]), ([1, 2], None)):
+        parts = {
+            p.path: p for p in slice_parts(grouped, NeuronSet.from_indices(grouped, site="attn", indices={1: units}))
+        }
+        part = parts.get("model.layers.1.self_attn.v_proj")
+        assert (None if part is None or part.rows is None else part.rows.tolist()) == rows
 
 
 def test_fused_gate_and_up_are_one_part() -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, build, same_bits, some, state
 from neuropolis.attribution.encoding import collate, encode_corpus
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.errors import TuneError
@@ -15,6 +14,7 @@ from neuropolis.finetune.training import answer_loss
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.sites import is_transposed
 from neuropolis.neurons.subject import Subject, load_model
+from tiny_families import FAMILIES, build, same_bits, some, state
 from torch import Tensor
 
 SITES = ("mlp", "gate", "up", "mlp_out", "q", "k", "v", "attn", "attn_out")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, build, same_bits, some, state
 from neuropolis.attribution.encoding import encode_corpus
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.delta import Delta
@@ -20,6 +19,7 @@ from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
 from safetensors.torch import load_file
 from test_finetune_training import outside
+from tiny_families import FAMILIES, build, same_bits, some, state
 
 # renamed in transformers 5
 AGAIN = "activation_checkpointing" if hasattr(transformers.TrainingArguments, "activation_checkpointing") else (

@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, build, same_bits, some, state
 from neuropolis.attribution.encoding import collate, encode_corpus
 from neuropolis.corpora.examples import Corpus, CorpusError, Example
+from neuropolis.finetune.entries import Entry
 from neuropolis.finetune.errors import TuneError
-from neuropolis.finetune.slices import Entry, slice_entries, slice_parts
+from neuropolis.finetune.slices import slice_entries, slice_parts
 from neuropolis.finetune.trainable import trainable_slice
 from neuropolis.finetune.training import Recipe, answer_loss, finetune, finetune_full
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import FAMILIES, build, same_bits, some, state
 from torch import Tensor
 
 
@@ -205,7 +206,9 @@ def test_what_cannot_be_trained_is_refused(corpus: Corpus) -> None:
         ({"lr": 0.0}, "lr must be above 0, got 0.0"),
         ({"lr": float("nan")}, "lr must be above 0"),
         ({"lr": 1.0, "steps": 0}, "steps must be above 0"),
-        ({"lr": 1.0, "weight_decay": -0.1}, "weight_decay must be 0 or more"),
+        ({"lr": 1.0, "weight_decay": -0.1}, "weight_decay must lie between 0 and 1e\\+06, got -0.1"),
+        ({"lr": 1e40}, "lr must lie between 0 and 1e\\+30, got 1e\\+40"),
+        ({"lr": 1.0, "weight_decay": 1e40}, "weight_decay must lie between"),
         ({"lr": 1.0, "warmup": 2.0}, "expected 0 to 1, got 2.0"),
         ({"lr": 1.0, "schedule": "linear"}, "schedules are cosine, constant"),
     ],

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ANSWERS, build, same_bits, state
 from neuropolis.analysis.study import load, save
 from neuropolis.attribution.language_pairs import PairNeurons
 from neuropolis.corpora.examples import Corpus, Example
@@ -19,6 +18,7 @@ from neuropolis.finetune.training import Recipe
 from neuropolis.finetune.translation import pair_quality, translate, translation_quality
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
+from tiny_families import ANSWERS, build, same_bits, state
 
 PAIRS = ("en-es", "en-zh")
 

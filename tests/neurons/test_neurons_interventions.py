@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from neuropolis.attribution.encoding import batches, encode_corpus, forward
+from neuropolis.corpora.examples import Corpus
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.interventions import KINDS, Reference, intervene
 from neuropolis.neurons.sets import NeuronSet
@@ -64,7 +67,7 @@ def output_of_every_ffn(subject: Subject, value: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "keep"])
 def test_ablating_nothing_changes_no_bit(make_subject: Any, kind: Any) -> None:
     subject = make_subject("llama")
     plain = logits(subject)
@@ -122,13 +125,15 @@ def test_each_kind_by_hand(make_subject: Any, kind: Any) -> None:
         after, untouched = activations(subject), activations(subject, 1).shape
     assert untouched == after.shape
     rest = ~neurons.mask[0]
+    if kind == "keep":  # the rest at its mean, the set as it was
+        index, rest = rest.nonzero().flatten(), neurons.mask[0]
     assert torch.equal(after[:, rest], before[:, rest])
     new, old = after[:, index], before[:, index]
     if kind == "zero":
         assert new.abs().max() == 0
     elif kind == "scale":
         assert torch.equal(new, old * 3)
-    elif kind == "mean":
+    elif kind in ("mean", "keep"):
         assert torch.equal(new, source.mean[0, index].expand_as(new))
     elif kind == "resample":
         drawn = (new[:, None] == source.pool[0][:, index]).all(dim=-1)  # [token, sample]
@@ -228,7 +233,9 @@ def test_what_does_not_fit_is_refused(make_subject: Any) -> None:
             pytest.fail("the block ran")
 
     refuse("the set belongs to subject", neurons=some(other))
-    refuse("unknown kind 'silence'; kinds are zero, mean, scale, resample, noise", kind="silence")
+    refuse("unknown kind 'silence'; kinds are zero, mean, scale, resample, noise, keep", kind="silence")
+    refuse("unknown on='questions'; interventions stand on both, prompt, answer", on="questions")
+    refuse("no set to intervene on", neurons=())
     for kind in ("mean", "resample", "noise"):
         refuse(
             rf"kind '{kind}' needs a reference: npl.reference\(subject, corpus, site='mlp'\)", kind=kind
@@ -236,3 +243,78 @@ def test_what_does_not_fit_is_refused(make_subject: Any) -> None:
     wrong, foreign = reference(subject, site="gate"), replace(reference(subject), subject="x")
     refuse("the reference is of site 'gate', .* the set is of site 'mlp'", kind="mean", reference=wrong)
     refuse("the reference is of site 'mlp', subject x;", kind="mean", reference=foreign)
+
+
+def test_keeping_nothing_is_silencing_everything(make_subject: Any) -> None:
+    subject = make_subject("llama")
+    nothing = NeuronSet.from_indices(subject, indices={})
+    with intervene(subject, everything(subject)):
+        silenced = logits(subject)
+    with intervene(subject, nothing, kind="keep"):
+        assert torch.equal(logits(subject), silenced)
+    with intervene(subject, everything(subject), kind="keep"):
+        kept = logits(subject)
+    assert torch.equal(kept, logits(subject))
+
+
+def test_sets_of_several_sites_act_together(make_subject: Any) -> None:
+    subject = make_subject("llama")
+    mlp, more, heads = some(subject), NeuronSet.from_indices(subject, indices={1: [5]}), some(subject, "attn")
+    with intervene(subject, mlp | more), intervene(subject, heads):
+        nested = logits(subject)
+    with intervene(subject, [mlp, heads, more]):
+        assert torch.equal(logits(subject), nested)
+    by_site = {"mlp": reference(subject), "attn": reference(subject, "attn")}
+    with intervene(subject, [mlp, heads], kind="mean", reference=by_site):
+        together = logits(subject)
+    one = intervene(subject, mlp, kind="mean", reference=by_site["mlp"])
+    with one, intervene(subject, heads, kind="mean", reference=by_site["attn"]):
+        assert torch.equal(logits(subject), together)
+    refused = pytest.raises(SetError, match=r"needs a reference: .*site='attn'")
+    with refused, intervene(subject, [mlp, heads], kind="mean", reference={"mlp": by_site["mlp"]}):
+        pytest.fail("the block ran")
+
+
+def seen_in_generate(subject: Subject, on: Any, **how: Any) -> list[tuple[int, bool]]:
+    """Of every forward: its tokens, and whether the neurons of layer 0 were all zero."""
+    seen: list[tuple[int, bool]] = []
+    look = subject.site("mlp").taps[0].attached
+    with intervene(subject, everything(subject), on=on), look(lambda x: seen.append((x.shape[1], not bool(x.any())))):
+        subject.model.generate(
+            IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, min_new_tokens=3, do_sample=False,
+            pad_token_id=0, **how,
+        )  # fmt: skip
+    return seen
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
+def test_generate_on_prompt_and_on_answer(make_subject: Any, family: str) -> None:
+    subject = make_subject(family)
+    assert seen_in_generate(subject, "both") == [(6, True), (1, True), (1, True)]
+    assert seen_in_generate(subject, "prompt") == [(6, True), (1, False), (1, False)]
+    assert seen_in_generate(subject, "answer") == [(6, False), (1, True), (1, True)]
+
+
+def test_without_a_cache_the_answer_cannot_be_told(make_subject: Any) -> None:
+    subject = make_subject("llama")
+    with pytest.raises(SetError, match="use_cache=True"):
+        seen_in_generate(subject, "answer", use_cache=False)
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in subject.model.modules())
+    assert len(seen_in_generate(subject, "both", use_cache=False)) == 3
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_a_scored_corpus_says_where_its_answers_are(make_subject: Any, corpus: Corpus, padding_side: Any) -> None:
+    subject = make_subject("llama")
+    encoded = encode_corpus(subject, corpus)
+    for batch in batches(encoded, max_tokens=150, padding_side=padding_side):
+        changed: dict[str, Tensor] = {}
+        for on in ("prompt", "answer"):
+            look = subject.site("mlp").taps[0].attached
+            note = partial(lambda x, on, changed: changed.update({on: (x == 0).all(dim=-1)}), on=on, changed=changed)
+            with intervene(subject, everything(subject), on=on), look(note):  # pyright: ignore[reportArgumentType]
+                forward(subject, batch)
+        for place, row in enumerate(batch.rows.tolist()):
+            real, one = batch.real[place], encoded[row]
+            assert changed["answer"][place, real].tolist() == [i >= one.start for i in range(len(one.ids) - 1)]
+            assert changed["prompt"][place, real].tolist() == [i < one.start for i in range(len(one.ids) - 1)]

@@ -210,3 +210,26 @@ def test_a_set_comes_back_from_an_atlas(tmp_path: Any) -> None:
     assert found == one
     assert found.origin == one.origin
     assert decode(one.to_record("x")).digest == one.digest
+
+
+def test_sets_scores_and_deltas_go_to_other_processes() -> None:
+    import copy
+    import pickle
+
+    from neuropolis.finetune.delta import Delta
+    from neuropolis.neurons.scores import Scores
+
+    one = made(frozenset({(0, 1), (2, 6)}), made="by hand", of={"seed": 3})
+    values = torch.arange(42.0).reshape(2, LAYERS, WIDTH)
+    scores = Scores("mlp", "subject", ("a", "b"), values, -values, values**2, torch.tensor([4, 5]), origin={"k": [1]})
+    delta = Delta("subject", one, {"w": torch.ones(2)}, {"w": torch.zeros(2)}, (0.5,), {"made": "finetune"})
+    for again in (lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy):
+        assert again(one) == one
+        assert dict(again(one).origin) == dict(one.origin)
+        with pytest.raises(TypeError):
+            again(one).origin["more"] = 1
+        assert torch.equal(again(scores).signed, -values)
+        assert (again(scores).groups, dict(again(scores).origin)) == (("a", "b"), {"k": [1]})
+        assert again(scores).rows is None
+        assert again(delta).neurons == one
+        assert torch.equal(again(delta).values["w"], torch.ones(2))

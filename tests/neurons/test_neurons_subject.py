@@ -247,3 +247,18 @@ def test_a_bridge_scores_several_sites_in_one_pass(
             assert scores.values.max() > 1e-4 or name == "gradient/k"  # a bias of the keys changes nothing
             torch.testing.assert_close(found[name].signed, scores.signed, rtol=1e-5, atol=1e-6)
             assert found[name].subject == scores.subject
+
+
+class Packed(torch.Tensor):
+    """Stands for the tensor subclasses of quantisation libraries."""
+
+
+def test_weights_that_are_no_plain_tensors_are_refused_in_one_line(make_subject: Any) -> None:
+    subject = make_subject("llama")
+    up = subject.model.model.layers[1].mlp.up_proj
+    up.weight = torch.nn.Parameter(up.weight.data.as_subclass(Packed), requires_grad=False)
+    with pytest.raises(
+        SubjectError,
+        match=r"layers\.1\.mlp\.up_proj\.weight .* is a Packed, not a plain tensor .*load it on one device",
+    ):
+        load_model((subject.model, subject.tokenizer))
