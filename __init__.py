@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from .finetune.streams import Task as Task
     from .finetune.streams import tasks_of as tasks_of
     from .finetune.studies import overlap_ablation as overlap_ablation
+    from .finetune.rates import search_rates as search_rates
     from .finetune.studies import proportion as proportion
     from .finetune.sweep import Sweep as Sweep
     from .finetune.trainer import prepared as prepared
@@ -164,6 +165,7 @@ _HOME = {
     "relevant_layers": "attribution.layer_change",
     "report": "figures.report",
     "save": "analysis.study",
+    "search_rates": "finetune.rates",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
     "stability": "attribution.stability",
