@@ -68,12 +68,12 @@ if TYPE_CHECKING:
     from .finetune.landermt import landermt as landermt
     from .finetune.landermt_files import load_routed_delta as load_routed_delta
     from .finetune.location import Location as Location
+    from .finetune.rates import search_rates as search_rates
     from .finetune.retention import Retention as Retention
     from .finetune.retention import compare_tuning as compare_tuning
     from .finetune.streams import Task as Task
     from .finetune.streams import tasks_of as tasks_of
     from .finetune.studies import overlap_ablation as overlap_ablation
-    from .finetune.rates import search_rates as search_rates
     from .finetune.studies import proportion as proportion
     from .finetune.sweep import Sweep as Sweep
     from .finetune.trainer import prepared as prepared
