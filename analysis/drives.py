@@ -80,7 +80,7 @@ def driving(
         activations[card, group, at, : len(values)] = values
     row_of = torch.full((len(corpus),), -1).index_copy(0, torch.tensor(used), torch.arange(len(used)))
     texts = tuple(_text(subject, corpus, encoded, row) for row in used)
-    return Drives(*stats, torch.where(shown >= 0, row_of[shown.clamp(min=0)], -1), activations, texts)
+    return Drives(*stats, torch.where(shown >= 0, row_of[shown.clamp(min=0)], -1), activations, texts)  # pyright: ignore[reportCallIssue]
 
 
 def _activations(

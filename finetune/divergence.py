@@ -21,7 +21,7 @@ FAR = 2.0  # times the untouched subject's loss
 
 
 @dataclass(frozen=True, eq=False)
-class Guard:
+class Watch:
     """Compares a run's losses with those of the subject as it was before the run, on the same examples.
 
     A loss is far off when it is above that of an even guess over the vocabulary, and more than FAR times what the

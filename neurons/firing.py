@@ -101,7 +101,7 @@ def _watching(tap: Tap, neurons: NeuronSet, layer: int, note: Callable[[Tensor, 
     if tap.side == "out":
         handle = tap.module.register_forward_hook(lambda _module, _args, output: note(output, 0))
     else:
-        handle = tap.module.register_forward_pre_hook(lambda _module, args: note(args[0], 0))
+        handle = tap.module.register_forward_pre_hook(lambda *given: note(given[1][0], 0))  # pyright: ignore[reportArgumentType, reportCallIssue]
     try:
         yield
     finally:

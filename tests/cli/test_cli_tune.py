@@ -210,7 +210,9 @@ def test_units_of_experts_are_located_tuned_and_exported(run: Run, folder: Path,
 
 
 def test_the_curve_is_drawn(run: Run, ready: Path) -> None:
-    printed = run(*TUNE, "--eval-split", "dev", "--figure", "loss.svg", "--lr", "1", "--epochs", "2", "--no-guard")
+    printed = run(
+        *TUNE, "--eval-split", "dev", "--figure", "loss.svg", "--lr", "1", "--epochs", "2", "--no-stop-diverged"
+    )
     assert "wrote loss.svg" in printed
     assert "</svg>" in (ready / "loss.svg").read_text()
-    assert load_delta("delta").origin["recipe"]["guard"] is False
+    assert load_delta("delta").origin["recipe"]["stop_diverged"] is False
