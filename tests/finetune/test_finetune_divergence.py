@@ -104,7 +104,7 @@ def test_a_noisy_run_is_left_alone(dtype: torch.dtype, corpus: Corpus) -> None:
     assert len(run.history) == 60
 
 
-def test_the_guard_changes_no_number(corpus: Corpus) -> None:
+def test_the_watch_changes_no_number(corpus: Corpus) -> None:
     subject = build("llama")
     one, other = (finetune(subject, corpus, some(subject), lr=0.02, steps=11, stop_diverged=on) for on in (True, False))
     assert one.history == other.history
