@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..attribution.encoding import Encoded
 from ..neurons.subject import Subject
 from .checkpoints import Checkpointing, Run, read_checkpoint, rng_state, set_rng, write_checkpoint
-from .divergence import WINDOW
+from .divergence import WINDOW, Watch
 from .errors import TuneError
 from .losses import Penalty, batch_gradient
 from .processes import Team, join_team
