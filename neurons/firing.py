@@ -99,7 +99,7 @@ def _watching(tap: Tap, neurons: NeuronSet, layer: int, note: Callable[[Tensor, 
             yield
         return
     if tap.side == "out":
-        handle = tap.module.register_forward_hook(lambda _module, _args, output: note(output, 0))
+        handle = tap.module.register_forward_hook(lambda *given: note(given[2], 0))  # pyright: ignore[reportArgumentType]
     else:
 
         def enters(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
