@@ -76,7 +76,9 @@ def transfer(p: float = 0.2) -> Transfer:
     row = torch.tensor([0.5, -0.1, 0.8, p, -0.6, 0.6]).double()
     similar = make_similarity(GROUPS).values_unshared.double()
     layers = row.repeat(2, similar.shape[2], 1)
-    return Transfer(SUBJECT, GROUPS, torch.full((3, 3), 0.1).double(), similar, row.repeat(2, 1), layers, torch.zeros(2, 3))
+    return Transfer(
+        SUBJECT, GROUPS, torch.full((3, 3), 0.1).double(), similar, row.repeat(2, 1), layers, torch.zeros(2, 3)
+    )
 
 
 def representations(*, cka: bool = True) -> Representations:
@@ -229,7 +231,9 @@ def test_a_card_becomes_pieces_of_its_neuron_s_page() -> None:
 def test_many_cards_carry_few_texts_each() -> None:
     many, one = 2000, cards()
     repeated = {
-        name: value.repeat(many, *[1] * (value.ndim - 1)) for name, value in vars(one).items() if isinstance(value, torch.Tensor)
+        name: value.repeat(many, *[1] * (value.ndim - 1))
+        for name, value in vars(one).items()
+        if isinstance(value, torch.Tensor)
     }
     repeated["indices"] = torch.arange(many)
     blocks = card_parts.cards(dataclasses.replace(one, **repeated)).blocks
