@@ -36,7 +36,7 @@ def cards(found: Cards) -> Part:
     have = "has a card" if len(found) == 1 else "have cards"
     said = (
         f"{_many(len(found), 'neuron')} of site {found.site} {have}, over the texts of {_many(len(found.groups), 'group')} "
-        f"({_listed(found.groups)}): the tokens that it writes, the texts that drive it, the neurons whose weights resemble its "
+        f"({_listed(found.groups)}): the tokens that each writes, the texts that drive it, the neurons whose weights resemble its "
         "own, and its scores. They stand on the neurons' pages; a click on a row opens one.",
     )
     return Part(said, None, (), (_table(found),), (_NOTE,), blocks)
@@ -131,6 +131,6 @@ def _table(found: Cards) -> Table:
 
 
 def _tokens(found: Cards, card: int, *, suppressed: bool = False, most: int = 5) -> str:
-    """The first tokens, as they would be typed."""
-    listed = [repr(token)[1:-1] for token, _ in found.tokens(card, suppressed=suppressed)[:most]]
+    """The first tokens, with what would not be seen written out, as on the neurons' pages."""
+    listed = [repr(token)[1:-1].replace(" ", "\u2423") for token, _ in found.tokens(card, suppressed=suppressed)[:most]]
     return " \u00b7 ".join(listed) or "\u2013"
