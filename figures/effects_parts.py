@@ -67,7 +67,7 @@ def curve_words(found: Curve, own: Mapping[str, Tensor]) -> tuple[str, ...]:
     else:
         sure = own["p_controls"] < SIGNIFICANT
         shown = [
-            f"{name} ({_listed([_place(found, t) for t in np.flatnonzero(as_array(sure[s]))])})"
+            f"{name} ({_listed([_place(found, t) for t in np.flatnonzero(as_array(sure[s])).tolist()])})"
             for s, name in enumerate(found.names)
             if bool(sure[s].any())
         ]

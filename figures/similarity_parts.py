@@ -209,7 +209,7 @@ def _against(values: np.ndarray, random: np.ndarray, groups: tuple[str, ...], mo
     """How many sets lie beyond every random set of theirs, and how often chance does that."""
     draws = random.shape[1]
     above, below = (values[:, None] > random).all(axis=1), (values[:, None] < random).all(axis=1)
-    named = [name for name, over in zip(groups, above, strict=True) if over]
+    named = [name for name, over in zip(groups, np.atleast_1d(above), strict=True) if over]
     return (
         f"{int(above.sum())} of {_many(len(groups), 'set')} {more} than each of {_many(draws, 'random set')} with the "
         "same counts by layer"
