@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from .finetune.landermt import landermt as landermt
     from .finetune.landermt_files import load_routed_delta as load_routed_delta
     from .finetune.location import Location as Location
+    from .finetune.rates import search_rates as search_rates
     from .finetune.retention import Retention as Retention
     from .finetune.retention import compare_tuning as compare_tuning
     from .finetune.streams import Task as Task
@@ -230,6 +231,7 @@ _HOME = {
     "representations": "analysis.representations",
     "save": "analysis.study",
     "save_figures": "figures.report",
+    "search_rates": "finetune.rates",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
     "stability": "attribution.stability",

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..neurons.errors import SetError
 from ..neurons.sets import NeuronSet
 from .agreement import Agreement, agreement
-from .chance import by_layer
+from .chance import levels
 from .statistics import bootstrap, cluster_sums, holm
 
 if TYPE_CHECKING:
@@ -135,10 +135,12 @@ def _set_pair(name: str, a: NeuronSet, b: NeuronSet) -> SetPair:
     nothing = float("nan")
     if a.site != b.site or a.mask.shape != b.mask.shape:
         return SetPair(name, sizes, depth, None, nothing, nothing, nothing, nothing, nothing)
-    shared = int((a.mask & b.mask).sum())
-    chance = by_layer(a.per_layer.tolist(), b.per_layer.tolist(), a.width)
+    both = (a.mask & b.mask).sum(dim=1)
+    chance = levels(*(counts.numpy()[None] for counts in (a.per_layer, b.per_layer, both)), width=a.width)
+    shared = int(both.sum())
     jaccard = shared / (sum(sizes) - shared) if sum(sizes) else nothing
-    return SetPair(name, sizes, depth, shared, jaccard, chance.expected, chance.low, chance.high, chance.p(shared))
+    expected, low, high, p = (float(level[0]) for level in (chance.expected, chance.low, chance.high, chance.p))
+    return SetPair(name, sizes, depth, shared, jaccard, expected, low, high, p)
 
 
 def _depth(neurons: NeuronSet) -> float:

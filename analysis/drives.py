@@ -18,6 +18,8 @@ from ..neurons.errors import SetError, SiteError
 from ..neurons.sites import Site
 from ..neurons.subject import Subject
 
+_BROKEN = "\ufffd"  # what a decoder puts for bytes that are no letter by themselves
+
 
 @dataclass(frozen=True, eq=False)
 class Drives:
@@ -80,7 +82,7 @@ def driving(
         activations[card, group, at, : len(values)] = values
     row_of = torch.full((len(corpus),), -1).index_copy(0, torch.tensor(used), torch.arange(len(used)))
     texts = tuple(_text(subject, corpus, encoded, row) for row in used)
-    return Drives(*stats, torch.where(shown >= 0, row_of[shown.clamp(min=0)], -1), activations, texts)
+    return Drives(*stats, torch.where(shown >= 0, row_of[shown.clamp(min=0)], -1), activations, texts)  # pyright: ignore[reportCallIssue]
 
 
 def _activations(
@@ -118,5 +120,21 @@ def _text(subject: Subject, corpus: Corpus, encoded: Sequence[Encoded], row: int
     one = encoded[row]
     return {
         "id": corpus[row].id, "group": corpus[row].group, "answer_start": one.start,
-        "tokens": [str(subject.tokenizer.decode([token])) for token in one.ids],
+        "tokens": pieces(subject.tokenizer, one.ids),
     }  # fmt: skip
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of every token; a letter that several tokens spell by its bytes stands at the last of them."""
+    found, run = [], []
+    for token in ids:
+        alone = str(tokenizer.decode([token]))
+        if _BROKEN not in alone:
+            found.append(alone)
+            run = []
+            continue
+        run.append(token)
+        spelt = str(tokenizer.decode(run))
+        found.append("" if _BROKEN in spelt else spelt)
+        run = run if _BROKEN in spelt else []
+    return found

@@ -230,7 +230,7 @@ class _Count:
 
 def _loaded(asked: Sequence[Any], include: Sequence[Path], stack: ExitStack) -> list[Any]:
     """The tasks and groups asked for, with their data; the hub is out of reach where all data are local."""
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     for folder in include:
         if not folder.is_dir():
@@ -267,8 +267,8 @@ def _loaded(asked: Sequence[Any], include: Sequence[Path], stack: ExitStack) -> 
 
 def _registered(file: Path, manager: Any) -> str:
     """The name of the task or group in a YAML file, made known to the manager, which takes only tasks by their path."""
-    from lm_eval.tasks._index import TaskIndex
-    from lm_eval.tasks._yaml_loader import load_yaml
+    from lm_eval.tasks._index import TaskIndex  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks._yaml_loader import load_yaml  # pyright: ignore[reportMissingImports]
     from yaml import YAMLError
 
     if not file.is_file():
@@ -292,10 +292,10 @@ def _is_local(spec: str | Mapping[str, Any], index: Mapping[str, Any]) -> bool:
         if entry is None or not entry.cfg:
             return False
         spec = entry.cfg
-    members = spec.get("task")
+    members = spec.get("task")  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(members, list):
-        return all(_is_local(member if isinstance(member, str) else {**spec, **member}, index) for member in members)
-    source, options = str(spec.get("dataset_path")), spec.get("dataset_kwargs") or {}
+        return all(_is_local(member if isinstance(member, str) else {**spec, **member}, index) for member in members)  # pyright: ignore[reportGeneralTypeIssues]
+    source, options = str(spec.get("dataset_path")), spec.get("dataset_kwargs") or {}  # pyright: ignore[reportAttributeAccessIssue]
     return (source in _LOCAL and "://" not in str(options)) or Path(source).exists()
 
 
@@ -305,12 +305,12 @@ def _without_hub() -> Iterator[None]:
     import datasets
     import huggingface_hub.constants as hub
 
-    kept = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    kept = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE  # pyright: ignore[reportAttributeAccessIssue]
+    hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = kept
+        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = kept  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager
@@ -335,7 +335,7 @@ def _as_before() -> Iterator[None]:
 
 def _lm_eval() -> Any:
     try:
-        import lm_eval
+        import lm_eval  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise HarnessError("tasks need lm-evaluation-harness; pip install 'neuropolis[harness]'") from error
     return lm_eval

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from lm_eval.api.model import CacheHook
-from lm_eval.models.huggingface import HFLM
+from lm_eval.api.model import CacheHook  # pyright: ignore[reportMissingImports]
+from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
 from ..neurons.subject import Subject
 

@@ -108,13 +108,13 @@ def overlap(sets: Mapping[str, NeuronSet], *, uniform: bool = False) -> Overlap:
     return Overlap(
         chosen[0].site, chosen[0].subject, tuple(sets), sizes.long(), total.long(), total / union.sum(dim=2),
         *(table(values) for values in (found.expected, found.low, found.high, found.p, _holm(found.p))),
-        shared / union, table(expected),
-        {
+        shared / union, table(expected),  # pyright: ignore[reportCallIssue]
+        {  # pyright: ignore[reportCallIssue]
             "null": "uniform over the site" if uniform else "same counts by layer",
             "interval": 0.95, "p": "two-sided, Holm over the pairs",
             "sets": {name: neurons.digest for name, neurons in sets.items()},
         },
-        total / small, table(found.shared) / small, shared / smaller, *(table(values) for values in within),
+        total / small, table(found.shared) / small, shared / smaller, *(table(values) for values in within),  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
 
 

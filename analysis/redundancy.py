@@ -161,7 +161,7 @@ def _layer(
     """Correlation, partner and r2 of every neuron of a layer, and the quantile of r2 by chance."""
     correlation, partner, r2 = _predicted(train, test, predictors, ridge)
     shuffled = (_shuffled(part, generator) for part in (train, test))
-    by_chance = _predicted(*shuffled, predictors, ridge)[2]
+    by_chance = _predicted(*shuffled, predictors, ridge)[2]  # pyright: ignore[reportCallIssue]
     return correlation, partner, r2, by_chance.nanquantile(0.975)
 
 

@@ -93,7 +93,7 @@ def representations(
         raise SetError(f"unknown place {at!r} of the last token; expected {', '.join(get_args(At))}")
     corpus = corpus.part(split, auto="train")
     if len(corpus.groups) < 2:
-        raise CorpusError(f"corpus {corpus.name!r} has group {corpus.groups[0]!r} alone; similarity needs two or more")
+        raise CorpusError(f"corpus {corpus.name!r} has group {corpus.groups[0]!r} alone; similarity needs two or more")  # pyright: ignore[reportGeneralTypeIssues]
     states = last_states(subject, corpus, at=at, max_tokens=max_tokens)
     groups = torch.tensor([corpus.groups.index(example.group) for example in corpus])
     cosine = _cosines(states, groups, corpus, center, bootstraps, seed)

@@ -34,7 +34,8 @@ def mean(activation: Tensor) -> Tensor:
 
 @register_method("active", reads="activation", tokens="sum", over="tokens")
 def active(activation: Tensor) -> Tensor:
-    """P(a > 0): the share of a group's tokens at which the neuron's value at this site is positive.
+    """P(a > 0): the share of a group's tokens at which the neuron's value at this site is positive; at `expert`, of those
+    that are routed to its expert.
 
     LAPE's p (Tang et al., arXiv 2402.16438, Eq 4) where the site is the activation function's output or, the same, its
     input: `gate` on gated FFNs, `mlp` on others. At site `expert` a token that is not routed to the unit's expert is one at

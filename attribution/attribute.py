@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -24,7 +24,7 @@ from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
 from .memory import TooLarge
 from .methods import TOKEN_REDUCTIONS, Method, TokenReduction, method_named
 from .objectives import ObjectiveName, objective_named, prepare
-from .resume import Checkpoint
+from .resume import Checkpoint, states
 from .sums import Sums
 
 
@@ -112,9 +112,10 @@ def attribute(
     for long contexts; an offloaded subject always does. Under `torchrun` or `accelerate launch` the shared pass splits its
     batches over the processes, and each of them returns the scores over all.
 
-    `checkpoint` names a file that keeps the state of the shared pass, at most every `checkpoint_every` seconds. The same call
-    goes on from there after an interruption and gives the same scores; the file goes when the call is done. Methods with
-    passes of their own start over.
+    `checkpoint` names a file that keeps the state of the pass, at most every `checkpoint_every` seconds. The same call goes on
+    from there after an interruption, batch by batch, and gives the same scores; the file goes when the call is done. Where the
+    methods need several passes, each has a file of its own (`run`, `run.2`, ...). Registered methods that read the subject
+    start over.
 
     Raises CorpusError for a group of fewer than `min_examples` examples, and when an example's objective or score is not
     finite; with `on_not_finite="skip"` such examples are left out, and `origin["skipped"]` names them. Raises CheckpointError
@@ -124,6 +125,10 @@ def attribute(
     _check_groups(corpus, min_examples)
     if tokens not in TOKEN_REDUCTIONS:
         raise ValueError(f"unknown token reduction {tokens!r}; reductions are {', '.join(TOKEN_REDUCTIONS)}")
+    if isinstance(methods, str):
+        raise ValueError(
+            f"methods is {methods!r}; expected several names, such as [{methods!r}], or method={methods!r}"
+        )
     chosen = [method_named(name) for name in ([method] if methods is None else methods)]
     sites = [subject.site(name) for name in ([site] if isinstance(site, str) else site)]
     if not chosen or not sites:
@@ -150,13 +155,14 @@ def attribute(
         for s in sites
         if m.shared
     ]
-    keeper, own = _keeper(checkpoint, checkpoint_every, readings, others=len(readings) < len(chosen) * len(sites))
+    keeper, ours = _keeper(checkpoint, checkpoint_every, chosen)
+    passes = states(keeper, alone=bool(readings) + len(chosen) * len(sites) - len(readings) == 1)
     try:
-        shared = iter(one_pass(job, readings, checkpoint=keeper) if readings else ())
+        shared = iter(one_pass(job, readings, checkpoint=next(passes)) if readings else ())
         found = {}
         for m in chosen:
             for s in sites:
-                sums = next(shared) if m.shared else _own_passes(m, job, s, asked, options or {})
+                sums = next(shared) if m.shared else _own_passes(m, job, s, asked, options or {}, passes)
                 found[m.name, s.name] = _scores(sums, m, s, objective, asked)
     except NotFinite as error:
         raise _not_finite(error, scored) from error
@@ -166,7 +172,7 @@ def attribute(
             "narrower dtype, or offload it",
         )
         raise
-    if keeper is not None and own:
+    if keeper is not None and ours:
         keeper.remove()
     if methods is None and isinstance(site, str):
         return found[method, site]
@@ -175,16 +181,16 @@ def attribute(
 
 
 def _keeper(
-    checkpoint: str | Path | Checkpoint | None, every: float, readings: Sequence[Reading], *, others: bool
+    checkpoint: str | Path | Checkpoint | None, every: float, methods: Sequence[Method]
 ) -> tuple[Checkpoint | None, bool]:
-    """Where the shared pass keeps its state, and whether it is ours to remove when all methods are done."""
+    """Where the passes keep their states, and whether that is ours to remove when all methods are done."""
     if checkpoint is None:
         return None, False
-    if not readings:
-        raise ValueError("there is nothing that a checkpoint could keep: all of these methods run passes of their own")
+    if all(method.reads == "subject" for method in methods):
+        raise ValueError("there is nothing that a checkpoint could keep: these methods read the subject by themselves")
     if isinstance(checkpoint, Checkpoint):
         return checkpoint, not checkpoint.keep
-    return Checkpoint(Path(checkpoint), every=every, keep=others), True
+    return Checkpoint(Path(checkpoint), every=every), True
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,10 +207,19 @@ class _Asked:
     origin: dict[str, Any]
 
 
-def _own_passes(method: Method, job: Job, site: Site, asked: _Asked, options: Mapping[str, Any]) -> Sums:
+def _own_passes(
+    method: Method,
+    job: Job,
+    site: Site,
+    asked: _Asked,
+    options: Mapping[str, Any],
+    passes: Iterator[Checkpoint | None],
+) -> Sums:
     """The sums of a method that does not share the pass."""
     if method.reads == "job":
-        return method.function(job, site, **{key: options[key] for key in _option_names(method) if key in options})
+        known = _options(method)
+        given = {key: options[key] for key in known if key in options}
+        return method.function(replace(job, options=_plain(known | given), checkpoint=next(passes)), site, **given)
     if asked.controls:
         raise ValueError(f"method {method.name!r} scores no control twins; leave controls out or take another method")
     wanted = {"site": site.name} if "site" in inspect.signature(method.function).parameters else {}
@@ -257,6 +272,13 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
             "row_groups": asked.groups[: len(own)][own],
             "row_items": items[own],
         }
+        if asked.controls:
+            twins = sums.scored[len(own) :]
+            extra |= {
+                "control_rows": sums.rows[len(own) :][twins],
+                "control_groups": asked.groups[: len(own)][twins],
+                "control_items": items[twins],
+            }
     left_out = [asked.scored[row].id for row in (~sums.scored).nonzero().flatten().tolist()]
     origin = asked.origin | sums.told() | ({"skipped": left_out} if left_out else {})
     return Scores(
@@ -302,14 +324,19 @@ def _check_methods(methods: Sequence[Method], corpus: Corpus, objective: str) ->
             )
 
 
-def _option_names(method: Method) -> list[str]:
-    """Keyword-only parameters of a method with passes of its own."""
+def _options(method: Method) -> dict[str, Any]:
+    """Keyword-only parameters of a method with passes of its own, and their defaults."""
     parameters = inspect.signature(method.function).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] if method.reads == "job" else []
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} if method.reads == "job" else {}
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they can be written down."""
+    return {key: value.digest if isinstance(value, NeuronSet) else value for key, value in options.items()}
 
 
 def _check_options(methods: Sequence[Method], options: Mapping[str, Any]) -> None:
-    known = {name for method in methods for name in _option_names(method)}
+    known = {name for method in methods for name in _options(method)}
     for key in options:
         if key not in known:
             names = ", ".join(method.name for method in methods)
@@ -330,7 +357,7 @@ def _origin(
     return {
         "corpus": corpus.name, "corpus_hash": corpus.hash, "examples": [e.id for e in corpus], "split": split,
         "tokens": tokens, "example_reduction": "mean of |score|", "dtype": str(subject.dtype),
-        "options": {key: value.digest if isinstance(value, NeuronSet) else value for key, value in (options or {}).items()},
+        "options": _plain(options or {}),
         "subject_name": subject.name, "tokenizer": tokenizer_fingerprint(subject.tokenizer), "versions": library_versions(),
     }  # fmt: skip
 

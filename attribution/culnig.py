@@ -14,7 +14,8 @@ from ..neurons.errors import SetError
 from ..neurons.scores import Scores
 from ..neurons.subject import Subject
 from .attribute import attribute
-from .located import Located, Passing, origin_of, register_preset, sited, top_pooled
+from .bounds import is_number
+from .located import Located, Passing, further, origin_of, plain, register_preset, sited, top_pooled
 
 Masks = dict[str, Bool[Tensor, "layer neuron"]]
 
@@ -51,6 +52,11 @@ def culnig(
     `countries`.
     """
     _check(corpus, countries, passing)
+    if not is_number(z):
+        raise ValueError(f"z is {z!r}; expected the least z of a group's neurons over groups, a number")
+    for share in (mlp_top, attention_top, specific_top, countries_top):
+        _check_share(share)
+    mlp, attention = ([part] if isinstance(part, str) else part for part in (mlp, attention))
     sites = [*mlp, *attention]
     own = attribute(subject, corpus, method="culnig", site=sites, objective="probability", controls=True, **passing)
     named = _named(subject, countries, sites, passing)
@@ -60,7 +66,7 @@ def culnig(
     options = {
         "countries": None if countries is None else countries.name, "mlp": list(mlp), "attention": list(attention),
         "mlp_top": mlp_top, "attention_top": attention_top, "specific_top": specific_top, "countries_top": countries_top,
-        "z": z, **{key: value for key, value in passing.items() if key != "progress"},
+        "z": z, **plain(passing),
     }  # fmt: skip
     masks = {}
     for part, share in ((mlp, mlp_top), (attention, attention_top)):
@@ -83,6 +89,7 @@ def culnig(
 def _named(subject: Subject, countries: Corpus | None, sites: list[str], passing: Passing) -> dict[str, Scores]:
     if countries is None:
         return {}
+    passing = further(passing, "countries")
     return attribute(subject, countries, method="culnig", site=sites, objective="probability", **passing)
 
 
@@ -95,11 +102,14 @@ def _weighed(scores: Scores) -> Float[Tensor, "group layer neuron"]:
 
 def _top(ranked: Mapping[str, Float[Tensor, "layer neuron"]], share: float) -> Masks:
     """The highest share, rounded down, of these sites' neurons together."""
-    if isinstance(share, bool) or not 0 <= share <= 1:
-        raise SetError(f"a share of the neurons is {share!r}; expected a number from 0 to 1")
     if not ranked:
         return {}
     return top_pooled(ranked, int(share * sum(values.numel() for values in ranked.values())))
+
+
+def _check_share(share: float) -> None:
+    if not is_number(share) or not 0 <= share <= 1:
+        raise SetError(f"a share of the neurons is {share!r}; expected a number from 0 to 1")
 
 
 def _without(masks: Masks, out: Masks) -> Masks:
@@ -121,6 +131,8 @@ def _check(corpus: Corpus, countries: Corpus | None, passing: Passing) -> None:
         )
     if "general" in groups:
         raise CorpusError("a group is called 'general', which is the name of culnig's culture-general set; rename it")
+    if countries is not None and not isinstance(countries, Corpus):
+        raise CorpusError(f"countries is {countries!r}; expected a corpus, a .jsonl file on the command line")
     if countries is not None:
         there = countries.part(passing.get("split", "auto"), auto="train").groups
         if missing := [group for group in groups if group not in there]:

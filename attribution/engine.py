@@ -6,10 +6,10 @@ What stands on the taps (see `readings`) reduces a batch to scores, which join t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,7 +39,10 @@ class Job:
     `twins_from` on are of control twins. `contrasts` are
     those of an objective that needs choices. `max_tokens` is a batch's budget, padding included. What happens to an example
     whose objective or score is NaN or infinite is said by `on_not_finite`. `recompute` is that of `Subject.quiet`.
-    `tokens` and `keep_rows` are what was asked of methods with passes of their own.
+    `tokens` and `keep_rows` are what was asked of methods with passes of their own, `options` what they were given, and
+    `checkpoint` is where such a pass keeps its state.
+
+    Raises ValueError for a rule or a side that is not there.
     """
 
     subject: Subject
@@ -56,6 +59,17 @@ class Job:
     twins_from: int | None = None
     tokens: TokenReduction = "sum"
     keep_rows: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_not_finite not in get_args(NotFiniteRule):
+            raise ValueError(
+                f"unknown on_not_finite {self.on_not_finite!r}; it is {' or '.join(get_args(NotFiniteRule))}, what to do with an "
+                "example whose objective or score is not finite"
+            )
+        if self.padding_side not in get_args(PaddingSide):
+            raise ValueError(f"unknown padding_side {self.padding_side!r}; it is {' or '.join(get_args(PaddingSide))}")
 
 
 class NotFinite(ValueError):
@@ -93,7 +107,7 @@ def one_pass(
     sums = [
         empty_sums(
             (job.num_groups, r.site.num_layers, r.site.width), len(job.encoded), dtype=dtype, device=job.subject.device,
-            keep_rows=r.keep_rows,
+            keep_rows=r.keep_rows, experts=r.site.taps[0].routed,
         )
         for r in readings
     ]  # fmt: skip
@@ -151,12 +165,13 @@ def _facts(job: Job, readings: Sequence[Reading]) -> dict[str, Any]:
     examples.update(repr(list(job.contrasts)).encode())
     groups = hashlib.sha256(f"{job.num_groups} {job.groups.tolist()}".encode())
     versions = library_versions()
+    options = {"options": dict(job.options)} if job.options else {}
     return {
         "subject": job.subject.fingerprint, "dtype": str(job.subject.dtype), "device": job.subject.device.type,
         "examples": examples.hexdigest()[:16], "groups": groups.hexdigest()[:16], "objective": job.objective.name,
         "max_tokens": job.max_tokens, "padding_side": job.padding_side,
         "readings": [f"{r.method.name} {r.site.name} {r.method.tokens or r.tokens}{' rows' * r.keep_rows}" for r in readings],
-        "versions": {name: versions[name] for name in ("neuropolis", "torch", "transformers")},
+        "versions": {name: versions[name] for name in ("neuropolis", "torch", "transformers")}, **options,
     }  # fmt: skip
 
 
@@ -272,6 +287,10 @@ def _commit(job: Job, readings: Sequence[Reading], sums: Sequence[Sums], run: Ru
             one = sums[number].rows
             assert one is not None
             one[rows, layer] = score.float().cpu()
+    for (number, layer), reached in run.reached.items():
+        routed = sums[number].routed
+        assert routed is not None
+        routed[:, layer].index_add_(0, groups, reached.cpu()[kept])
     for name, numbers in run.extra.items():
         for one in sums:
             table = one.extra.setdefault(name, torch.zeros(len(job.encoded), dtype=torch.float64))

@@ -16,6 +16,7 @@ from ..neurons.sets import NeuronSet
 from ..neurons.sites import Site
 from ..neurons.subject import Subject
 from .activity import active
+from .bounds import is_number
 from .methods import register_method
 
 BAR = 0.95
@@ -30,8 +31,7 @@ def entropy(p: Float[Tensor, "group layer neuron"]) -> Float[Tensor, "layer neur
 
 def activity_bar(p: Float[Tensor, "group layer neuron"], bar: float = BAR) -> float:
     """The `bar` quantile of all p, taken as the round(bar * count)-th smallest, as the authors' code does."""
-    if not 0 < bar < 1:
-        raise SetError(f"bar is {bar!r}; expected a quantile between 0 and 1, such as 0.95")
+    check_shares(bar=bar)
     flat = p.flatten()
     return float(flat.kthvalue(max(1, round(bar * len(flat)))).values)
 
@@ -49,7 +49,8 @@ def lape_masks(
 
     Raises SetError when p is no probability of at least two groups, or when fewer neurons are left than are to be chosen.
     """
-    _check(p, top)
+    _check(p)
+    check_shares(top=top, bar=bar)
     above = p > activity_bar(p, bar)
     kept = above.any(dim=0)
     wanted = max(1, round(top * kept.numel()))
@@ -65,14 +66,14 @@ def lape_masks(
 
 
 def lape_sets(scores: Scores, *, top: float = 0.01, bar: float = BAR, site: str | None = None) -> dict[str, NeuronSet]:
-    """Each group's set, from scores of the method `active`, by `lape_masks`.
+    """Each group's set, from scores of the method `active` (or `rate`), by `lape_masks`.
 
     `site` names the site that the sets are of where it is not the one that p was read at, such as `mlp` for p read at
     `gate`: the unit is the same, and to silence it there is what the authors do.
 
     Raises SetError for scores of another method.
     """
-    if scores.method != "active":
+    if scores.method not in ("active", "rate"):
         raise SetError(f"LAPE needs P(activation > 0), the scores are of method {scores.method!r}; score with 'active'")
     masks = lape_masks(scores.signed, top=top, bar=bar)
     shared = {
@@ -126,6 +127,17 @@ def _follows(subject: Subject, site: Site) -> bool:
     return len(signs) == 2 and torch.equal(signs[0], signs[1])
 
 
+@register_method("rate", reads="activation", tokens="sum", over="all_tokens", place=activation_sign)
+def rate(activation: Tensor) -> Tensor:
+    """LAPE's p_k: the share of all of a group's tokens at which the unit's activation function is positive.
+
+    It is `active` at the place where that sign is read (`activation_sign`), and at `expert` out of all tokens, P(routed to the
+    expert and act > 0): an expert that a group hardly reaches has a low rate in it, whatever its units do for the few tokens that
+    come. Cost: the forward, one comparison per activation.
+    """
+    return active(activation)
+
+
 def lape_scores(p: Float[Tensor, "group layer neuron"], _site: Site | None = None, *, bar: float = BAR) -> Tensor:
     """log G - entropy where the group's p is above the bar, 0 elsewhere."""
     _check(p)
@@ -133,15 +145,16 @@ def lape_scores(p: Float[Tensor, "group layer neuron"], _site: Site | None = Non
 
 
 @register_method(
-    "lape", reads="activation", tokens="sum", over="tokens", place=activation_sign, finish=lape_scores, min_groups=2
+    "lape", reads="activation", tokens="sum", over="all_tokens", place=activation_sign, finish=lape_scores, min_groups=2
 )
 def lape(activation: Tensor) -> Tensor:
     """log G - entropy of a group's share of P(act > 0), for groups above the 95 % bar; 0 for the others.
 
     Tang et al. (arXiv 2402.16438) Eq 4 to 6: LAPE = -sum_k p'_k log p'_k with p' = p / sum_k p, p_k = P(act > 0 | group k).
-    Turned round, so that more is more specific: log G for a neuron that one group alone activates. The neurons of the top 1 %
-    in any group, each in the groups where it is not 0, are those of `lape_masks`. For sites `mlp` and `expert` the sign is read
-    at the gate where there is one (`activation_sign`). Cost: the forward, one comparison per activation.
+    Turned round, so that more is more specific: log G for a neuron that one group alone activates. The top
+    share of it in each group is not LAPE's selection, which takes a share of all neurons for all groups together: that is
+    `lape_masks`, the preset `lape`. For sites `mlp` and `expert` the sign is read at the gate where there is one
+    (`activation_sign`). Cost: the forward, one comparison per activation.
 
     At `expert` a token that is not routed to the unit's expert counts as one that does not activate it: p_k = P(routed to the
     expert and act > 0 | group k), so that experts which a group seldom reaches are not its own.
@@ -149,10 +162,16 @@ def lape(activation: Tensor) -> Tensor:
     return active(activation)
 
 
-def _check(p: Tensor, top: float = 0.01) -> None:
+def check_shares(*, top: float = 0.01, bar: float = BAR) -> None:
+    """Raise SetError for a top share or a bar that is out of range."""
+    if not is_number(top) or not 0 < top < 1:
+        raise SetError(f"top is {top!r}; expected a share of the neurons between 0 and 1")
+    if not is_number(bar) or not 0 < bar < 1:
+        raise SetError(f"bar is {bar!r}; expected a quantile between 0 and 1, such as 0.95")
+
+
+def _check(p: Tensor) -> None:
     if p.dim() != 3 or len(p) < 2:
         raise SetError(f"LAPE compares groups: expected p [group, layer, neuron] of two or more, got {list(p.shape)}")
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise SetError("LAPE needs probabilities: expected p between 0 and 1, found a number outside or NaN")
-    if isinstance(top, bool) or not 0 < top < 1:
-        raise SetError(f"top is {top!r}; expected a share of the neurons between 0 and 1")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.sites import Site
 from ..neurons.subject import Subject
+from .bounds import check_seed
 from .encoding import Batch
 from .engine import Job, begin, evaluate, one_pass
 from .methods import Method, register_method
@@ -56,7 +58,7 @@ def exact(
     chosen = _chosen(job.subject, site, neurons, sample=sample, within=within, seed=seed)
     reading = Reading(Method("exact", "gradient", _unused), site, "sum", job.keep_rows)
     run = partial(_exact_batch, chosen=chosen, reuse=reuse)
-    sums = one_pass(job, [reading], run=run)[0]
+    sums = one_pass(job, [reading], checkpoint=job.checkpoint, run=run)[0]
     sums.extra["evaluated"] = {str(layer): indices for layer, indices in chosen.items()}
     return sums
 
@@ -75,7 +77,10 @@ def _chosen(
     subject: Subject, site: Site, neurons: NeuronSet | None, *, sample: int, within: str, seed: int
 ) -> dict[int, list[int]]:
     """Neuron indices by layer."""
+    check_seed(seed)
     if neurons is not None:
+        if not isinstance(neurons, NeuronSet):
+            raise SetError(f"neurons is a {type(neurons).__name__}; expected a NeuronSet of site {site.name!r}")
         if neurons.site != site.name:
             raise SetError(f"neurons are of site {neurons.site!r}, scored is {site.name!r}; score the set's own site")
         neurons.check(subject)
@@ -104,7 +109,7 @@ def _exact_batch(
     run, site = begin(job, readings, rows), readings[0].site
     count, length = run.batch.input_ids.shape
     together = max(1, job.max_tokens // (count * length))  # neurons in one forward
-    with job.subject.scoring(), torch.no_grad():
+    with job.subject.scoring(), torch.no_grad(), looped(site):
         blocks = reusable_blocks(job.subject) if reuse else []
         outputs: list[Any] = []
         with noting(blocks, outputs):
@@ -125,6 +130,16 @@ def _exact_batch(
                 found[:, part.to(found.device)] = run.sign * (intact[:, None] - values)
             run.found[0, layer] = found
     return run
+
+
+@contextmanager
+def looped(site: Site) -> Iterator[None]:
+    """While the block runs, experts compute by the loop that edits need, so that what is intact differs by nothing else."""
+    with ExitStack() as stack:
+        for tap in site.taps:
+            if tap.routed is not None:
+                stack.enter_context(tap.attached_routed(lambda _x, _expert, _tokens: None))
+        yield
 
 
 def _values(

@@ -21,7 +21,7 @@ from ..neurons.subject import Subject
 from .attribute import attribute
 from .encoding import encode_corpus, forward, plan_batches
 from .engine import Job, begin
-from .exact import evaluated
+from .exact import evaluated, looped
 from .fidelity_result import Fidelity
 from .methods import method_named
 from .objectives import ObjectiveName, objective_named, prepare
@@ -64,6 +64,8 @@ def fidelity(
     Raises CorpusError for a group too small or without held-out examples, ValueError for what is out of range.
     """
     _check(methods, shares, controls)
+    if not isinstance(site, str):
+        raise ValueError(f"site is {site!r}; fidelity measures one site, expected its name")
     scored = corpus.part("auto", auto="train")
     held, apart = _held_out(corpus, held_out, scored)
     common: Any = {
@@ -130,7 +132,7 @@ class _Bench:
     def values(self, silenced: Bool[Tensor, "group layer neuron"] | None) -> Float[Tensor, " example"]:
         """The objective of every example with its group's neurons silenced."""
         out = torch.zeros(len(self.groups), dtype=torch.float64)
-        with self.job.subject.scoring(), torch.no_grad():
+        with self.job.subject.scoring(), torch.no_grad(), looped(self.site):
             for run in self._runs():
                 with ExitStack() as stack:
                     for layer, tap in enumerate(self.site.taps) if silenced is not None else ():

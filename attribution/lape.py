@@ -13,8 +13,8 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .attribute import attribute
-from .entropy import BAR, activation_sign, lape_scores, lape_sets
-from .located import Located, Passing, register_preset
+from .entropy import BAR, activation_sign, check_shares, lape_scores, lape_sets
+from .located import Located, Passing, further, plain, register_preset
 
 
 @register_preset("lape")
@@ -24,6 +24,7 @@ def lape(
     *,
     top: float = 0.01,
     bar: float = BAR,
+    site: str = "mlp",
     read_at: str | None = None,
     **passing: Unpack[Passing],
 ) -> Located:
@@ -31,11 +32,12 @@ def lape(
 
     `top` 1 % of the FFN's neurons over all layers, `bar` the 95 % quantile that both rules use (`lape_masks`). p is over
     all tokens of a group's examples. It is read at the sign of the activation function (`gate`, or `mlp` where there is no
-    gate); `read_at` names another site. The sets are of site `mlp`, where silencing a unit is what the authors do. Scores:
-    `active` (p, at the place where it was read) and `lape`. Cost: the forward.
+    gate); `read_at` names another site. The sets are of `site`: of `mlp`, where silencing a unit is what the authors do, or of
+    `expert` for a mixture of experts, where a token that is not routed to a unit's expert counts as one at which it is not
+    active. Scores: `active` (p, at the place where it was read; `rate` at `expert`) and `lape`. Cost: the forward.
     """
-    scores, sets = _lape(subject, corpus, top=top, bar=bar, read_at=read_at, passing=passing)
-    return Located("lape", subject.fingerprint, scores, sets, options=_options(top, bar, read_at, passing))
+    scores, sets = _lape(subject, corpus, top=top, bar=bar, site=site, read_at=read_at, passing=passing)
+    return Located("lape", subject.fingerprint, scores, sets, options=_options(top, bar, site, read_at, passing))
 
 
 @register_preset("cape")
@@ -47,6 +49,7 @@ def cape(
     language_of: Mapping[str, str] | None = None,
     top: float = 0.01,
     bar: float = BAR,
+    site: str = "mlp",
     read_at: str | None = None,
     **passing: Unpack[Passing],
 ) -> Located:
@@ -57,42 +60,59 @@ def cape(
     Sets: each culture c, "pure/c" = C_c without the neurons of its language, "compound/c" = C_c and its language's,
     "language/l". The authors' released masks number other units for some models; these are derived anew. Cost: two forwards.
     """
+    if not isinstance(languages, str | Corpus):
+        raise CorpusError(f"languages is {languages!r}; expected a tag of this corpus's examples, or a corpus")
     other = corpus.by(languages) if isinstance(languages, str) else languages
-    spoken = _languages(corpus.part(passing.get("split", "auto"), auto="train"), other, languages, language_of)
-    scores, cultures = _lape(subject, corpus, top=top, bar=bar, read_at=read_at, passing=passing)
-    more, of_languages = _lape(subject, other, top=top, bar=bar, read_at=read_at, passing=passing)
+    chosen = _scored(other, passing)
+    spoken = _languages(_scored(corpus, passing), chosen, languages, language_of)
+    for part in (corpus, other):
+        _check_groups(part, passing)
+    scores, cultures = _lape(subject, corpus, top=top, bar=bar, site=site, read_at=read_at, passing=passing)
+    again = further(passing, "languages")
+    more, of_languages = _lape(subject, other, top=top, bar=bar, site=site, read_at=read_at, passing=again)
     sets = dict(cultures)
     for culture, language in spoken.items():
         sets[f"pure/{culture}"] = cultures[culture] - of_languages[language]
         sets[f"compound/{culture}"] = cultures[culture] & of_languages[language]
     sets |= {f"language/{language}": found for language, found in of_languages.items()}
-    options = _options(top, bar, read_at, passing)
+    options = _options(top, bar, site, read_at, passing)
     options |= {"languages": languages if isinstance(languages, str) else other.name, "language_of": spoken}
     both = scores | {f"language/{name}": one for name, one in more.items()}
     return Located("cape", subject.fingerprint, both, sets, options=options)
 
 
 def _lape(
-    subject: Subject, corpus: Corpus, *, top: float, bar: float, read_at: str | None, passing: Passing
+    subject: Subject, corpus: Corpus, *, top: float, bar: float, site: str, read_at: str | None, passing: Passing
 ) -> tuple[dict[str, Scores], dict[str, NeuronSet]]:
-    units = subject.site("mlp")
+    units = subject.site(site)
     place = activation_sign(subject, units) if read_at is None else subject.site(read_at)
     if place.width != units.width:
         raise CorpusError(
-            f"site {place.name!r} has {place.width} neurons in a layer, the FFN's units are {units.width}; "
+            f"site {place.name!r} has {place.width} neurons in a layer, the units at {site!r} are {units.width}; "
             "LAPE's neurons are units: read them at gate, up or mlp"
         )
-    if len(corpus.part(passing.get("split", "auto"), auto="train").groups) < 2:
-        raise CorpusError(
-            f"LAPE compares groups and needs at least two, corpus {corpus.name!r} has {', '.join(corpus.groups)} alone"
-        )
-    active = attribute(subject, corpus, method="active", site=place.name, **passing)
+    check_shares(top=top, bar=bar)
+    _check_groups(corpus, passing)
+    method = "active" if units.taps[0].routed is None else "rate"
+    active = attribute(subject, corpus, method=method, site=place.name, **passing)
     own = lape_scores(active.signed, bar=bar)
     scores = replace(
-        active, site="mlp", values=own, signed=own, squares=torch.full_like(own, torch.nan), method="lape",
-        origin={**active.origin, "read_at": place.name, "bar": bar},
+        active, site=site, values=own, signed=own, squares=torch.full_like(own, torch.nan), method="lape",
+        origin={**active.origin, "read_at": place.name, "bar": bar}, rows=None, row_groups=None, row_items=None,
     )  # fmt: skip
-    return {"active": active, "lape": scores}, lape_sets(active, top=top, bar=bar, site="mlp")
+    return {method: active, "lape": scores}, lape_sets(active, top=top, bar=bar, site=site)
+
+
+def _scored(corpus: Corpus, passing: Passing) -> Corpus:
+    return corpus.part(passing.get("split", "auto"), auto="train")
+
+
+def _check_groups(corpus: Corpus, passing: Passing) -> None:
+    groups = _scored(corpus, passing).groups
+    if len(groups) < 2:
+        raise CorpusError(
+            f"LAPE compares groups and needs at least two, corpus {corpus.name!r} has {', '.join(groups)} alone"
+        )
 
 
 def _languages(
@@ -121,6 +141,5 @@ def _languages(
     return spoken
 
 
-def _options(top: float, bar: float, read_at: str | None, passing: Passing) -> dict[str, object]:
-    kept = {key: value for key, value in passing.items() if key != "progress"}
-    return {"top": top, "bar": bar, "read_at": read_at, **kept}
+def _options(top: float, bar: float, site: str, read_at: str | None, passing: Passing) -> dict[str, object]:
+    return {"top": top, "bar": bar, "site": site, "read_at": read_at, **plain(passing)}

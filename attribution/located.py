@@ -18,16 +18,20 @@ from ..neurons.subject import Subject
 from .encoding import PaddingSide
 from .engine import NotFiniteRule, Progress
 from .importance import Importance
+from .resume import Checkpoint
 
 
 class Passing(TypedDict, total=False):
-    """What every preset hands on to `attribute`: how the pass runs, not what it computes."""
+    """What every preset hands on to `attribute`: how the pass runs and what it keeps, not what it computes."""
 
     split: str | None
     min_examples: int
     max_tokens: int
     padding_side: PaddingSide
     on_not_finite: NotFiniteRule
+    keep_rows: bool
+    recompute: bool | None
+    checkpoint: Checkpoint | None
     progress: Progress | None
 
 
@@ -96,6 +100,17 @@ def preset_options(name: str) -> dict[str, Any]:
     """A preset's own options with their defaults."""
     parameters = inspect.signature(PRESETS[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they can be written down."""
+    return {key: value for key, value in options.items() if key not in ("progress", "checkpoint")}
+
+
+def further(passing: Passing, name: str) -> Passing:
+    """The same for a preset's next pass, whose state is kept in a file of its own."""
+    keeper = passing.get("checkpoint")
+    return passing if keeper is None else {**passing, "checkpoint": keeper.part(name)}
 
 
 def top_pooled(

@@ -18,7 +18,7 @@ from ..neurons.subject import Subject
 TokenReduction = Literal["sum", "abs", "mean", "max"]
 TOKEN_REDUCTIONS = ("sum", "abs", "mean", "max")
 Reads = Literal["gradient", "activation", "job", "subject"]
-Over = Literal["examples", "tokens"]
+Over = Literal["examples", "tokens", "all_tokens"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Method:
     - `subject`: (Subject, Corpus) -> scores [group, layer, neuron], in the order of `corpus.groups`.
 
     `tokens` fixes the reduction over tokens; None takes the caller's. `over` says what a group's mean is over: its examples, or
-    its tokens.
+    its tokens; of these at site `expert` only those that reach the neuron's expert, or `all_tokens`.
 
     What a shared method may do besides:
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..neurons.errors import SiteError
 from ..neurons.sites import Site, Tap
 from ..neurons.subject import Subject
+from .bounds import check_seed, check_whole, is_number
 from .engine import HALF_EXPONENTS, Job, RunBatch, begin, differentiate, evaluate, one_pass
 from .methods import Method, register_method
 from .readings import Reading, Run, wide
@@ -103,8 +104,10 @@ def smoothgrad(job: Job, site: Site, *, samples: int = 8, noise: float = 0.1, se
     (theirs: to the range of an image's values). Where a seed leads does not depend on batch, padding or order: an example's
     noise follows from `seed` and its tokens. Cost: `samples` forwards and backwards and 1 forward of the embeddings.
     """
-    if samples < 1 or not noise >= 0:
-        raise ValueError(f"samples is {samples}, noise {noise}; expected 1 sample or more, and noise of 0 or more")
+    check_whole("samples", samples, least=1, of="how many draws of the noise to average")
+    check_seed(seed)
+    if not is_number(noise) or noise < 0:
+        raise ValueError(f"noise is {noise!r}; expected a finite number of 0 or more")
     place = embedding(job.subject)
     return _scored(job, site, "smoothgrad", partial(_noisy_batch, place=place, samples=samples, noise=noise, seed=seed))
 
@@ -174,7 +177,7 @@ def held(site: Site, put: Callable[[int, Tensor], Tensor] | None = None) -> Iter
 def _scored(job: Job, site: Site, name: str, run: RunBatch) -> Sums:
     """Sums of a method whose `run` gives the contribution of every token."""
     reading = Reading(Method(name, "gradient", _as_it_is), site, job.tokens, job.keep_rows)
-    return one_pass(job, [reading], run=run)[0]
+    return one_pass(job, [reading], checkpoint=job.checkpoint, run=run)[0]
 
 
 def _as_it_is(gradient: Tensor, activation: Tensor) -> Tensor:
@@ -357,5 +360,4 @@ def _drawn(
 
 
 def _check_steps(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; expected how many points of the path to evaluate, 1 or more")
+    check_whole("steps", steps, least=1, of="how many points of the path to evaluate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Unpack
 
 from ..corpora.examples import Corpus
@@ -13,13 +14,25 @@ from ..neurons.subject import Subject
 from . import culnig, lape  # noqa: F401  (their presets are registered on import)
 from .attribute import attribute
 from .importance import summed
-from .located import PRESETS, Located, Passing, by_method, origin_of, preset_options, register_preset, sited, top_pooled
+from .located import (
+    PRESETS,
+    Located,
+    Passing,
+    by_method,
+    origin_of,
+    plain,
+    preset_options,
+    register_preset,
+    sited,
+    top_pooled,
+)
 from .methods import TokenReduction
 from .objectives import ObjectiveName
+from .resume import Checkpoint
 from .selection import contrasted, select
 
-GATED = ("q", "k", "v", "attn", "attn_out", "gate", "up", "mlp_out")
-PLAIN = ("q", "k", "v", "attn", "attn_out", "up", "mlp", "mlp_out")
+GATED = ("q", "k", "v", "attn_out", "gate", "up", "mlp_out")
+PLAIN = ("q", "k", "v", "attn_out", "up", "mlp", "mlp_out")
 SCOPES = ("global", "site", "layer")
 
 
@@ -27,8 +40,8 @@ def preset(name: str, subject: Subject, corpus: Corpus, **options: Any) -> Locat
     """Run a published pipeline: score the corpus and select each group's neurons, as one call.
 
     Presets are `tsn`, `lape`, `cape`, `culnig`, `fuxitranyu`, `random`; `preset_options(name)` gives a preset's own options
-    with their defaults. All take `split`, `min_examples`, `max_tokens`, `padding_side`, `on_not_finite` and `progress`, as
-    `attribute` does.
+    with their defaults. All take `split`, `min_examples`, `max_tokens`, `padding_side`, `on_not_finite`, `keep_rows`,
+    `recompute`, `checkpoint` and `progress`, as `attribute` does; a second pass keeps its state in a file of its own.
 
     Raises ValueError for a preset or an option that is not there; what scoring and selection raise besides.
     """
@@ -38,7 +51,13 @@ def preset(name: str, subject: Subject, corpus: Corpus, **options: Any) -> Locat
     for key in options:
         if key not in known:
             raise ValueError(f"{key!r} is no option of preset {name!r}; options are {', '.join(known)}")
-    return PRESETS[name](subject, corpus, **options)
+    keeper = options.get("checkpoint")
+    if keeper is None or isinstance(keeper, Checkpoint):
+        return PRESETS[name](subject, corpus, **options)
+    keeper = Checkpoint(Path(keeper), keep=True)
+    located = PRESETS[name](subject, corpus, **{**options, "checkpoint": keeper})
+    keeper.remove()
+    return located
 
 
 @register_preset("tsn")
@@ -81,7 +100,7 @@ def tsn(
             sets |= {f"{group}/{place}" if len(scores) > 1 else group: found for group, found in chosen.items()}
     else:
         sets = _pooled(subject, corpus, scores, top, contrast, by)
-    return Located("tsn", subject.fingerprint, by_method("taylor", scores), sets, options=_plain(options))
+    return Located("tsn", subject.fingerprint, by_method("taylor", scores), sets, options=plain(options))
 
 
 @register_preset("random")
@@ -99,7 +118,7 @@ def random(
     scores = attribute(subject, corpus, method="random", site=site, options={"seed": seed}, **passing)
     options = {"top": top, "site": site, "scope": scope, "seed": seed, **passing}
     sets = select(scores, top=top, scope=scope)
-    return Located("random", subject.fingerprint, {"random": scores}, sets, options=_plain(options))
+    return Located("random", subject.fingerprint, {"random": scores}, sets, options=plain(options))
 
 
 @register_preset("fuxitranyu")
@@ -115,18 +134,20 @@ def fuxitranyu(
     """Importance of every component of every layer, and no sets (FuxiTranyu, arXiv 2408.06273, Eq 1 to 3).
 
     Phi(component) is the sum of |gradient * activation| of its neurons. The paper counts eight components per layer and
-    does not name them; here they are the sites q, k, v, attn (what the output projection reads), attn_out, gate, up and
-    mlp_out, where there is no gate mlp in its place (where there is one, mlp scores exactly as up does, since it is linear
-    in it). All in one pass. Cost: one backward.
+    does not name them; here they are seven sites, q, k, v, attn_out, gate, up and mlp_out, where there is no gate mlp in its
+    place. A site that is linear in one of these has its scores again, and would count twice in a layer's sum: attn those of v
+    (exactly so where every head has values of its own), and where there is a gate mlp those of up. All in one pass. Cost: one
+    backward.
     """
-    sites = list(components) if components is not None else _eight(subject)
+    chosen = _components(subject) if components is None else components
+    sites = [chosen] if isinstance(chosen, str) else list(chosen)
     scores = attribute(subject, corpus, site=sites, objective=objective, tokens=tokens, **passing)
     options = {"components": sites, "objective": objective, "tokens": tokens, **passing}
     named = by_method("taylor", scores)
-    return Located("fuxitranyu", subject.fingerprint, named, importance=summed(scores), options=_plain(options))
+    return Located("fuxitranyu", subject.fingerprint, named, importance=summed(scores), options=plain(options))
 
 
-def _eight(subject: Subject) -> list[str]:
+def _components(subject: Subject) -> list[str]:
     try:
         subject.site("gate")
     except SiteError:
@@ -151,8 +172,3 @@ def _pooled(
         origin = origin_of("tsn", group, corpus, top=top, scope="global", contrast=contrast, by=by, sites=list(scores))
         sets |= sited(group, subject, masks, origin)
     return sets
-
-
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as they can be written down."""
-    return {key: value for key, value in options.items() if key != "progress"}

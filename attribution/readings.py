@@ -38,7 +38,8 @@ class Run:
     """One batch under way: what its taps have read so far, by reading and layer.
 
     `values` are the objective's in the first forward, `logits` those of the last one until its backward. `extra` holds further
-    numbers of each example, by name.
+    numbers of each example, by name. `reached` counts the real tokens of each example that were routed to each expert, for
+    readings of experts whose mean is over them.
     """
 
     batch: Batch
@@ -52,6 +53,7 @@ class Run:
     scale: Float[Tensor, " batch"] | None = None
     logits: Float[Tensor, "batch kept vocabulary"] | None = None
     extra: dict[str, Float[Tensor, " batch"]] = field(default_factory=dict)
+    reached: dict[tuple[int, int], Int[Tensor, "batch expert"]] = field(default_factory=dict)
 
     @property
     def overflowed(self) -> bool:
@@ -89,6 +91,8 @@ class Run:
         gradient = None if gradient is None else gradient[real]
         for number in which:
             reading = self.readings[number]
+            if (number, layer) in self.reached:
+                self.reached[number, layer][:, expert] = torch.bincount(example.cpu(), minlength=len(self.real))
             part = self._routed_part(reading, example, x, gradient)
             columns = slice(expert * x.shape[-1], (expert + 1) * x.shape[-1])
             self.found[number, layer][:, columns] = self._routed_reduced(
@@ -121,7 +125,9 @@ class Run:
             index = example[:, None].expand_as(part)
             return empty.scatter_reduce(0, index, sign * part, "amax", include_self=False)
         total = empty.index_add(0, example, part.abs() if tokens == "abs" else sign * part)
-        return total / self.real.sum(dim=1, keepdim=True) if tokens == "mean" else total
+        if tokens != "mean":
+            return total
+        return total / torch.bincount(example, minlength=len(self.real)).clamp(min=1)[:, None]
 
     def _scores(
         self, reading: Reading, rows: slice, x: Tensor, gradient: Tensor | None
@@ -179,6 +185,8 @@ def tapped(run: Run) -> Iterator[None]:
                     shape = (len(run.real), tap.width)
                     dtype = torch.promote_types(next(tap.module.parameters()).dtype, torch.float32)
                     run.found[number, layer] = torch.zeros(shape, dtype=dtype, device=run.real.device)
+                    if run.readings[number].method.over == "tokens":
+                        run.reached[number, layer] = torch.zeros((len(run.real), tap.routed), dtype=torch.long)
                 stack.enter_context(tap.attached_routed(partial(_pass_routed, run=run, numbers=numbers, layer=layer)))
         yield
 

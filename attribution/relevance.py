@@ -36,4 +36,4 @@ def relp(job: Job, site: Site, *, attention: Attention = "pattern") -> Sums:
             "take options={'attention': 'softmax'}"
         )
     reading = Reading(Method("relp", "gradient", taylor), site, job.tokens, job.keep_rows)
-    return one_pass(job, [reading], run=partial(run_batch, within=rules.attached))[0]
+    return one_pass(job, [reading], checkpoint=job.checkpoint, run=partial(run_batch, within=rules.attached))[0]

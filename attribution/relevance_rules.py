@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..neurons.errors import SiteError
+from ..neurons.experts import layer_experts
 from ..neurons.sites import Tap, find_tap
 from ..neurons.subject import Subject
 
@@ -181,6 +182,10 @@ def find_rules(subject: Subject, attention: Attention) -> Rules:
     if attention not in get_args(Attention):
         raise ValueError(f"unknown attention {attention!r}; expected pattern or softmax")
     model, adapter, layers = subject.model, subject.adapter, range(subject.num_layers)
+    if any(layer_experts(model, adapter, i) for i in layers):
+        raise SiteError(
+            f"relevance has no rule for the routed experts of this {type(model).__name__}; take another method than relp"
+        )
     subject.site("mlp")
     ffns = tuple(
         Ffn(_gate(subject, i), find_tap(model, adapter, "up", i), find_tap(model, adapter, "mlp", i)) for i in layers

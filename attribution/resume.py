@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from .sums import Sums
 
 _KINDS = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
+EXTRA = "extra."  # before the names of what a method has to tell beside its scores
 SHARE = 50  # writing takes at most one part in so many of the time
 
 
@@ -46,10 +47,11 @@ class Checkpoint:
     keep: bool = False
     _due: float = field(default=0.0, repr=False)
     _own: Path | None = field(default=None, repr=False)
+    _parts: list[Checkpoint] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
-        if self.every < 0:
+        if not self.every >= 0:
             raise CheckpointError(f"checkpoint_every is {self.every}; expected seconds, 0 or more")
         if self.path.is_dir():
             raise CheckpointError(
@@ -57,6 +59,15 @@ class Checkpoint:
             )
         if not self.path.absolute().parent.is_dir():
             raise CheckpointError(f"cannot write {self.path}: there is no folder {self.path.parent}; make it first")
+
+    def part(self, name: str = "") -> Checkpoint:
+        """Where one of several passes keeps its state: a file beside this one with `name` after a dot, or this file.
+
+        It stays until `remove` of the whole.
+        """
+        path = self.path.with_name(f"{self.path.name}.{name}") if name else self.path
+        self._parts.append(Checkpoint(path, every=self.every, keep=True))
+        return self._parts[-1]
 
     def start(
         self, facts: Mapping[str, Any], sums: Sequence[Sums], *, rank: int = 0, size: int = 1
@@ -74,6 +85,9 @@ class Checkpoint:
         told, tensors = _read(self._own)
         _check_facts(self._own, told["facts"], _plain(facts))
         with torch.no_grad():
+            for number, one in enumerate(sums):
+                head = f"{number}.{EXTRA}"
+                one.extra.update({name.removeprefix(head): x for name, x in tensors.items() if name.startswith(head)})
             for name, tensor in _tensors(sums).items():
                 tensor.copy_(tensors[name])
         return told["done"], told["limit"]
@@ -101,18 +115,29 @@ class Checkpoint:
     @property
     def written(self) -> bool:
         """Whether there is a state to go on from."""
-        return self._own is not None and self._own.exists()
+        return (self._own is not None and self._own.exists()) or any(part.written for part in self._parts)
 
     def remove(self) -> None:
         """Take the file away, because the result is there."""
         if self._own is not None:
             self._own.unlink(missing_ok=True)
             _part(self._own).unlink(missing_ok=True)
+        for part in self._parts:
+            part.remove()
+
+
+def states(keeper: Checkpoint | None, *, alone: bool) -> Iterator[Checkpoint | None]:
+    """Where one pass after another keeps its state; unless one is `alone`, those that are done stay while others run."""
+    number = 1
+    while True:
+        yield keeper if keeper is None or alone else keeper.part("" if number == 1 else str(number))
+        number += 1
 
 
 def _tensors(sums: Sequence[Sums]) -> dict[str, Tensor]:
-    names = ("absolute", "signed", "squares", "counts", "tokens", "scored", "rows")
+    names = ("absolute", "signed", "squares", "counts", "tokens", "scored", "rows", "routed")
     every = {f"{number}.{name}": getattr(one, name) for number, one in enumerate(sums) for name in names}
+    every |= {f"{number}.{EXTRA}{name}": x for number, one in enumerate(sums) for name, x in one.extra.items()}
     return {name: tensor for name, tensor in every.items() if tensor is not None}
 
 
@@ -125,7 +150,7 @@ def _part(path: Path) -> Path:
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(facts)))
+    return json.loads(json.dumps(dict(facts), default=str))
 
 
 def _digest(told: str, tensors: Mapping[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..neurons.errors import SetError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
+from .exact import evaluated
 
 CONTRASTS = ("others", "controls", "z")
 
@@ -35,8 +36,10 @@ def select(
     - `z`: that difference divided by the standard deviation over all groups (CULNIG 8.3, as a ranking); three groups at least.
     - `controls`: score minus the score on the control twins (CULNIG 8.2); needs `attribute(..., controls=True)`.
 
-    Ties fall to the lower layer, then the lower index. Raises SetError when `top` is not in range, or when the contrast
-    needs what the scores lack.
+    Of exact scores only the neurons that were evaluated can be chosen; a share is of the site all the same.
+
+    Ties fall to the lower layer, then the lower index. Raises SetError when `top` is not in range or more than there are to
+    choose from, or when the contrast needs what the scores lack.
     """
     if scope not in ("global", "layer"):
         raise SetError(f"unknown scope {scope!r}; scopes are global, layer")
@@ -44,10 +47,20 @@ def select(
     depth, width = scores.num_layers, scores.width
     count = _count(top, depth * width if scope == "global" else width)
     allowed = _allowed(layers, depth)
-    room = int(allowed.sum()) * width
-    if scope == "global" and count > room:
-        raise SetError(f"top is {count} neurons, layers {allowed.nonzero().flatten().tolist()} have {room}")
-    ranked = ranked.masked_fill(~allowed[:, None], -torch.inf)
+    open_to = allowed[:, None].expand(depth, width)
+    if scope == "global" and count > int(open_to.sum()):
+        raise SetError(
+            f"top is {count} neurons, layers {allowed.nonzero().flatten().tolist()} have {int(open_to.sum())}"
+        )
+    if "evaluated" in scores.origin:
+        open_to = open_to & evaluated(scores).mask
+        room = int(open_to.sum()) if scope == "global" else int(open_to.sum(dim=1)[allowed].min())
+        if count > room:
+            raise SetError(
+                f"top is {count} neurons{' of a layer' * (scope == 'layer')}, but {scores.method!r} evaluated only {room} there; "
+                f"give a number up to {room}, or evaluate more"
+            )
+    ranked = ranked.masked_fill(~open_to, -torch.inf)
     sets = {}
     for row, group in enumerate(scores.groups):
         flat = ranked[row].reshape(1, -1) if scope == "global" else ranked[row]

@@ -20,8 +20,12 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .attribute import attribute
+from .bounds import check_seed, check_whole
 from .selection import select
 
+_NO_ROWS: dict[str, Any] = dict.fromkeys(
+    ("rows", "row_groups", "row_items", "control_rows", "control_groups", "control_items")
+)
 AXES = ("items", "seed", "template", "dtype", "threshold")
 
 
@@ -71,8 +75,8 @@ def stable(
 ) -> Frequencies:
     """Select the top neurons again on random parts of every group's items, drawn without replacement.
 
-    An item is drawn with all of its rows. `share` is the part that is drawn. Raises SetError when the scores have no rows
-    (`attribute(..., keep_rows=True)`) or a group has fewer than two items.
+    An item is drawn with all of its rows and their control twins. `share` is the part that is drawn. Raises SetError when the
+    scores have no rows (`attribute(..., keep_rows=True)`) or a group has fewer than two items.
     """
     total = torch.zeros_like(scores.values)
     for part in _resampled(scores, resamples, share, seed):
@@ -89,6 +93,8 @@ def _resampled(scores: Scores, resamples: int, share: float, seed: int) -> Itera
         raise SetError(
             "resampling needs every example's score; score with attribute(..., keep_rows=True) (locate --rows)"
         )
+    check_whole("resamples", resamples, least=1, of="how many random parts to draw")
+    check_seed(seed)
     if not 0 < share < 1:
         raise SetError(f"share is {share}; expected the part of the items that is drawn, between 0 and 1")
     number = len(scores.groups)
@@ -99,20 +105,37 @@ def _resampled(scores: Scores, resamples: int, share: float, seed: int) -> Itera
                 f"group {group!r} has {len(mine)} item, resampling needs 2 at least; add items or leave it out"
             )
     generator = torch.Generator().manual_seed(seed)
-    flat, absolute = rows.reshape(len(rows), -1), rows.abs().reshape(len(rows), -1)
     for _ in range(resamples):
-        drawn = torch.zeros(number, len(rows))
-        for g, mine in enumerate(own):
-            count = max(1, round(share * len(mine)))
-            kept = mine[torch.randperm(len(mine), generator=generator)[:count]]
-            drawn[g] = (torch.isin(items, kept) & (groups == g)).float()
-        counts = drawn.sum(dim=1)
-        weights = drawn / counts[:, None]
-        values, signed = ((weights @ one).reshape(scores.values.shape) for one in (absolute, flat))
+        drawn = [
+            mine[torch.randperm(len(mine), generator=generator)[: max(1, round(share * len(mine)))]] for mine in own
+        ]
+        values, signed, counts = _over(scores, rows, groups, items, drawn)
+        changed: dict[str, Any] = {"control_values": None, "control_signed": None}
+        if scores.control_rows is not None:
+            assert scores.control_groups is not None
+            assert scores.control_items is not None
+            twins = _over(scores, scores.control_rows, scores.control_groups, scores.control_items, drawn)
+            changed = {"control_values": twins[0], "control_signed": twins[1]}
         yield replace(
-            scores, values=values, signed=signed, squares=values.square(), counts=counts.long(), rows=None,
-            row_groups=None, row_items=None, control_values=None, control_signed=None,
-        )  # fmt: skip
+            scores, values=values, signed=signed, squares=values.square(), counts=counts.long(), **_NO_ROWS, **changed
+        )
+
+
+def _over(scores: Scores, rows: Tensor, groups: Tensor, items: Tensor, drawn: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Mean |score|, mean score [group, layer, neuron] and number of the rows of each group's drawn items.
+
+    Raises SetError for a group that has none of them.
+    """
+    inside = torch.stack([(torch.isin(items, kept) & (groups == g)).float() for g, kept in enumerate(drawn)])
+    counts = inside.sum(dim=1)
+    if bool((counts == 0).any()):
+        raise SetError(
+            f"no control twin of the items drawn of group {scores.groups[int(counts.argmin())]!r} has a score: too many were "
+            "skipped; add examples or leave the contrast out"
+        )
+    weights = inside / counts[:, None]
+    means = [(weights @ one.reshape(len(rows), -1)).reshape(scores.values.shape) for one in (rows.abs(), rows)]
+    return (*means, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +211,10 @@ def stability(
     - `dtype`: with the model in bfloat16 and in float64 (a copy of it in memory).
     - `threshold`: with `top` times each of `thresholds`.
 
-    `settings` are further arguments of `attribute`. Raises SetError for an unknown axis, CorpusError when no example has the
-    tag, or fewer than two values of it are there.
+    `settings` are further arguments of `attribute`; the contrast `controls` scores the control twins.
+
+    Raises SetError for an unknown axis or the axis `dtype` of an offloaded subject, CorpusError when no example has the tag, or
+    fewer than two values of it are there.
     """
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown or not axes:
@@ -198,7 +223,11 @@ def stability(
         raise SetError(
             f"axis 'dtype' takes a copy of the model in memory, and {subject.name} is offloaded; leave the axis out"
         )
+    check_whole("resamples", resamples, least=1, of="how many halves and seeds to try")
+    check_seed(seed)
     chosen: dict[str, Any] = {"contrast": contrast, "by": by}
+    if contrast == "controls":
+        settings["controls"] = True
     scores = attribute(subject, corpus, keep_rows="items" in axes, **settings)
     if not isinstance(scores, Scores):
         raise SetError("stability compares one method on one site; give `method` and `site` as single names")

@@ -19,16 +19,21 @@ from pathlib import Path
 from typing import Any
 
 MAX_TOKENS = 600
+TAKES = {"ig": ["steps"], "conductance": ["steps"], "smoothgrad": ["samples"], "exact": ["sample"]}
 
 
-def score(subject: Any, corpus: Any, folder: Path, checkpoint: Path | None) -> None:
+OPTIONS = {"steps": 1, "samples": 1, "sample": 8}
+
+
+def score(subject: Any, corpus: Any, methods: list[str], folder: Path, checkpoint: Path | None) -> None:
     """One pass; what it found goes into a file that appears whole."""
     import torch
     from neuropolis.attribution.attribute import attribute
 
+    options = {key: value for key, value in OPTIONS.items() if any(key in TAKES.get(m, ()) for m in methods)}
     found = attribute(
-        subject, corpus, methods=("taylor", "gradient"), keep_rows=True, max_tokens=MAX_TOKENS, checkpoint=checkpoint,
-        checkpoint_every=0,
+        subject, corpus, methods=methods, keep_rows=True, max_tokens=MAX_TOKENS, checkpoint=checkpoint,
+        checkpoint_every=0, options=options,
     )  # fmt: skip
     tensors = {
         f"{m} {n}": getattr(s, n) for m, s in found.items() for n in ("values", "signed", "squares", "counts", "rows")
@@ -54,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--examples", type=int, default=12, help="examples of each group")
+    parser.add_argument("--methods", default="taylor,gradient", help="with commas")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     import torch
@@ -67,18 +73,19 @@ def main() -> None:
     corpus = Corpus(tuple(e for g in corpus.groups for e in list(corpus.only(g))[: arguments.examples]))
     subject.site("mlp")
     draw = random.Random(arguments.seed)
+    methods = arguments.methods.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder, checkpoint = Path(name), Path(name) / "run.checkpoint"
         began = time.monotonic()
-        os.waitpid(in_child(subject, corpus, folder, checkpoint), 0)  # with writing, as the killed runs do
+        os.waitpid(in_child(subject, corpus, methods, folder, checkpoint), 0)  # with writing, as the killed runs do
         duration = time.monotonic() - began
         (folder / "found").unlink()
-        os.waitpid(in_child(subject, corpus, folder, None), 0)
+        os.waitpid(in_child(subject, corpus, methods, folder, None), 0)
         (folder / "found").rename(folder / "expected")
         expected = torch.load(folder / "expected")
         kills = writing = runs = 0
         while kills < arguments.kills or checkpoint.exists():
-            child = in_child(subject, corpus, folder, checkpoint)
+            child = in_child(subject, corpus, methods, folder, checkpoint)
             if kills < arguments.kills:
                 time.sleep(draw.uniform(0, duration))
                 os.kill(child, signal.SIGKILL)
@@ -86,7 +93,7 @@ def main() -> None:
             if os.WIFEXITED(status) and os.WEXITSTATUS(status):
                 raise SystemExit("a run failed; its message stands above")
             kills += int(os.WIFSIGNALED(status))
-            writing += int((folder / f".{checkpoint.name}.part").exists())
+            writing += int(any(folder.glob(f".{checkpoint.name}*.part")))
             if (folder / "found").exists():
                 runs += 1
                 compare(torch.load(folder / "found"), expected)

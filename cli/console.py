@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from ..corpora.examples import Corpus
+    from ..neurons.scores import Scores
     from ..neurons.subject import Subject
 
 Model = Annotated[str, typer.Argument(help="Hub id, local folder, or bundled:polis.", metavar="MODEL")]
@@ -43,6 +44,20 @@ Memory = Annotated[
 def leads() -> bool:
     """Whether this process is the one that speaks and writes; under torchrun there are several."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def by_leader(write: Callable[[], object]) -> None:
+    """Let one process write while the others wait: what they do next may count on it. Raises in all what it raised."""
+    from ..attribution.processes import join_team
+
+    team = join_team()
+    try:
+        if team.leads:
+            write()
+    except Exception as error:
+        team.failed(error)
+        raise
+    team.end()
 
 
 def say(text: str = "") -> None:
@@ -228,6 +243,14 @@ def share(text: str) -> float | int:
         fail(
             f"cannot read {text!r} as an amount; expected a share such as 1% or 0.01, or a number of neurons such as 100"
         )
+
+
+def completeness(scores: Scores) -> str:
+    """How far scores of a path are from what they should sum to; nothing where a method has no such sum."""
+    if "completeness_gap" not in scores.origin:
+        return ""
+    gap, change = scores.origin["completeness_gap"], scores.origin["completeness_change"]
+    return f"completeness gap {gap:.3g} of a change of {change:.3g} (means over examples)"
 
 
 def percent(value: float) -> str:

@@ -71,7 +71,7 @@ def continual(
     epochs: Annotated[int, typer.Option(help="Passes over a task's rows.")] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps for each task, instead of epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 16,
-    guard: Annotated[bool, typer.Option(help="Stop when a loss says that training diverged.")] = True,
+    stop_diverged: Annotated[bool, typer.Option(help="Stop when a loss says that training diverged.")] = True,
     lr: Annotated[
         list[str] | None, typer.Option(help="Learning rate of a method, as full=1e-4; repeat it for others.")
     ] = None,
@@ -115,7 +115,7 @@ def continual(
         top=share(top), layers=None if depth is None else tuple(depth), apart=apart, site=site, objective=objective,
         contrast=None if contrast == "none" else contrast,
     )  # fmt: skip
-    training = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "guard": guard}
+    training = {"steps": steps, "epochs": epochs, "batch_size": batch_size, "stop_diverged": stop_diverged}
     recipe = Recipe(1.0, **training)  # pyright: ignore[reportArgumentType]
     planned(chosen, range(seeds), recipe=recipe, lrs=lrs, options=further, reference=against or None)
     subject = open_model(model, dtype=dtype, device=device)

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import By, Data, Device, Dtype, Model, fail, open_corpus, open_model, progress, say, table, wrote
+from .console import (
+    By,
+    Data,
+    Device,
+    Dtype,
+    Model,
+    by_leader,
+    fail,
+    open_corpus,
+    open_model,
+    progress,
+    say,
+    table,
+    wrote,
+)
 
 if TYPE_CHECKING:
     from ..attribution.fidelity_result import Fidelity
@@ -53,7 +67,7 @@ def fidelity(
             subject, corpus, methods=[name.strip() for name in methods.split(",")], site=site, objective=objective,  # pyright: ignore[reportArgumentType]
             sample=sample, shares=grid, controls=controls, seed=seed, max_tokens=max_tokens, progress=bar,
         )  # fmt: skip
-    save(out, found, subject=subject)
+    by_leader(lambda: save(out, found, subject=subject))
     show(found)
     best = max(found.summary()[:-1], key=lambda row: row["correlation"])["method"]
     wrote(out, then=f"neuropolis locate {model} --data {data} --method {best} --out {out}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import open_model, say, table
+from .console import completeness, open_model, say, table
 
 
 def add(app: typer.Typer) -> None:
@@ -28,6 +28,9 @@ def _study(path: str) -> None:
     for key, value in {**study.subject, **study.versions}.items():
         say(f"{key}: {value}")
     table(["kind", "name"], study.keys)
+    for name in study.names("scores"):
+        if gap := completeness(study.get("scores", name)):
+            say(f"{name}: {gap}")
 
 
 def _model(name: str) -> None:

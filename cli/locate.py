@@ -21,10 +21,11 @@ from .console import (
     Model,
     Offload,
     Split,
+    by_leader,
     chosen_split,
+    completeness,
     fail,
     key_values,
-    leads,
     open_corpus,
     open_model,
     progress,
@@ -107,8 +108,11 @@ def locate(
     subject = open_model(model, dtype=dtype, device=device, offload=offload, memory=memory)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
     passing: dict[str, Any] = {
-        "split": chosen_split(split), "max_tokens": max_tokens, "on_not_finite": on_not_finite,
+        "split": chosen_split(split), "max_tokens": max_tokens, "on_not_finite": on_not_finite, "keep_rows": rows,
+        "recompute": recompute, "checkpoint": keeper,
     }  # fmt: skip
+    if preset is not None and (twice := [key for key in options if key in (*passing, "progress")]):
+        fail(f"--option {twice[0]}=... does not go with --preset; give --{twice[0].replace('_', '-')}")
     sites = several(site, "mlp")
     located: Located | None = None
     began = time.monotonic()
@@ -120,20 +124,20 @@ def locate(
             else:
                 scores = attribute(
                     subject, corpus, methods=several(method, "taylor"), site=sites[0] if len(sites) == 1 else sites,
-                    objective=objective, tokens=tokens, controls=controls, options=options, keep_rows=rows, **passing,  # pyright: ignore[reportArgumentType]
-                    recompute=recompute, checkpoint=keeper, progress=bar,
+                    objective=objective, tokens=tokens, controls=controls, options=options, **passing, progress=bar,  # pyright: ignore[reportArgumentType]
                 )  # fmt: skip
     except KeyboardInterrupt:
         if keeper is not None and keeper.written:
             stopped(f"the same command goes on from {checkpoint}")
+        if keeper is not None:
+            stopped(f"{out} is as it was; nothing was kept in {checkpoint} yet, the same command starts over")
         stopped(f"{out} is as it was; --checkpoint FILE lets the same command go on after an interruption")
     taken = time.monotonic() - began
-    if leads():
-        if located is not None:
-            tables = () if located.importance is None else (located.importance,)
-            save(out, scores, dict(located.sets), *tables, subject=subject)
-        else:
-            save(out, scores if len(scores) > 1 else next(iter(scores.values())), subject=subject)
+    if located is not None:
+        tables = () if located.importance is None else (located.importance,)
+        by_leader(lambda: save(out, scores, dict(located.sets), *tables, subject=subject))
+    else:
+        by_leader(lambda: save(out, scores if len(scores) > 1 else next(iter(scores.values())), subject=subject))
     if keeper is not None:
         keeper.remove()
     _tell(scores, taken)
@@ -143,10 +147,16 @@ def locate(
         )
     if located is not None:
         show(located)
-        wrote(out, then=f"neuropolis ablate {model} --data DATA --study {out}" if located.sets else "")
+        # ablate takes sets of one site
+        then = f"ablate {model} --data DATA --study {out}" if len(located.sites) == 1 else f"info {out}"
+        wrote(out, then=f"neuropolis {then}")
     else:
+        first = next(iter(scores.values()))
         name = f" --method {next(iter(scores))}" if len(scores) > 1 else ""
-        wrote(out, then=f"neuropolis select {out}{name} --top 1%")
+        # of neurons that were sampled, a share of the whole site may be more than there are
+        sampled = first.origin.get("evaluated")
+        top = "1%" if sampled is None else max(1, sum(map(len, sampled.values())) // 10)
+        wrote(out, then=f"neuropolis select {out}{name} --top {top}")
 
 
 def show(located: Located) -> None:
@@ -175,6 +185,9 @@ def _tell(scores: Mapping[str, Scores], seconds: float) -> None:
         + (f"{skipped} examples skipped that are not finite, " if skipped else "")
         + f"{seconds:.1f} s"
     )
+    for name, one in scores.items():
+        if gap := completeness(one):
+            say(f"{name}: {gap}")
 
 
 def _check_preset(context: typer.Context) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,7 +62,7 @@ def overlap(
         columns=None if columns is None else [column.strip() for column in columns.split(",")],
     )  # fmt: skip
     show_overlap(shared)
-    found = {label: shared}
+    found: dict[str, Any] = {label: shared}
     if len(shared.groups) > 1 and bool((shared.sizes > 0).all()):
         found["tree" if label == "overlap" else "joined tree"] = tree(shared)
         show_tree(found["tree" if label == "overlap" else "joined tree"])

@@ -14,6 +14,7 @@ from .console import (
     Dtype,
     Model,
     Split,
+    by_leader,
     chosen_split,
     open_corpus,
     open_model,
@@ -64,7 +65,7 @@ def stability(
         contrast=None if contrast == "none" else contrast, method=method, site=site, resamples=resamples, seed=seed,
         split=chosen_split(split),
     )  # fmt: skip
-    save(out, found, subject=subject)
+    by_leader(lambda: save(out, found, subject=subject))
     show(found)
     wrote(out, then=f"neuropolis locate {model} --data {data} --out {out} --rows")
 

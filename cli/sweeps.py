@@ -41,7 +41,9 @@ Rate = Annotated[float, typer.Option("--lr", help="Learning rate, the same for e
 Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the training rows.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Steps, instead of epochs.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Examples in a step.")]
-Guard = Annotated[bool, typer.Option("--guard/--no-guard", help="Stop when a loss says that training diverged.")]
+StopDiverged = Annotated[
+    bool, typer.Option("--stop-diverged/--no-stop-diverged", help="Stop when a loss says that training diverged.")
+]
 
 
 def add(app: typer.Typer) -> None:
@@ -57,13 +59,13 @@ def proportion(
     batch_size: BatchSize = 16,
     sets: Annotated[str, typer.Option(help="Set of several groups: union (of their sets) or mean (of their scores).")]
     = "union",
-    guard: Guard = True, by: By = None, device: Device = None, dtype: Dtype = None,
+    stop_diverged: StopDiverged = True, by: By = None, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     from ..finetune.studies import proportion as run
 
     _study(
         run, model, data, train, test, out, by, device, dtype, layers, shares=_shares(shares), seeds=range(seeds),
-        lr=lr, epochs=epochs, steps=steps, batch_size=batch_size, sets=sets, guard=guard,
+        lr=lr, epochs=epochs, steps=steps, batch_size=batch_size, sets=sets, stop_diverged=stop_diverged,
     )  # fmt: skip
 
 
@@ -72,14 +74,14 @@ def overlap_study(
     overlaps: Annotated[str, typer.Option(help="Shares of the set that are the tested groups' own.")]
     = "10%,30%,50%,70%,100%",
     seeds: Seeds = 3, layers: Layers = None, lr: Rate = 3e-4, epochs: Epochs = 3, steps: Steps = None,
-    batch_size: BatchSize = 16, guard: Guard = True, by: By = None, device: Device = None, dtype: Dtype = None,
+    batch_size: BatchSize = 16, stop_diverged: StopDiverged = True, by: By = None, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     from ..finetune.studies import overlap_ablation
 
     _study(
         overlap_ablation, model, data, train, test, out, by, device, dtype, layers, shares=_shares(shares),
         overlaps=_shares(overlaps), seeds=range(seeds), lr=lr, epochs=epochs, steps=steps, batch_size=batch_size,
-        guard=guard,
+        stop_diverged=stop_diverged,
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def tune(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many epochs without a lower held-out loss; keep the lowest.")
     ] = None,
-    guard: Annotated[bool, typer.Option(help="Stop a run whose loss says that it diverged.")] = True,
+    stop_diverged: Annotated[bool, typer.Option(help="Stop a run whose loss says that it diverged.")] = True,
     checkpoint: Checkpoint = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     resume: Annotated[str, typer.Option(help=RESUME_HELP)] = "same",
@@ -101,7 +101,7 @@ def tune(
         check_figure_path(figure)
     training: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay, "seed": seed,
-        "accumulate": accumulate, "precision": precision, "guard": guard,
+        "accumulate": accumulate, "precision": precision, "stop_diverged": stop_diverged,
     }  # fmt: skip
     Recipe(lr, **training)
     if checkpoint is None and resume != "same":

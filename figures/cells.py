@@ -91,7 +91,7 @@ def _write(
         linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
         light = float(linear @ [0.2126, 0.7152, 0.0722]) > 0.408  # as seaborn's heat map does
         axes.text(
-            column + 0.5, row + 0.5, notes[row, column], ha="center", va="center", size=points, linespacing=1.15,
+            column + 0.5, row + 0.5, notes[row, column], ha="center", va="center", size=points, linespacing=1.15,  # pyright: ignore[reportArgumentType]
             color=".15" if light else "w",
         )  # fmt: skip
 

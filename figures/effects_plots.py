@@ -1,4 +1,4 @@
-"""Figures of effects along an axis: dose-response curves and layer sweeps, beside controls and twins."""
+"""Figures of effects: dose-response curves and layer sweeps, and the harness's tasks, beside controls and twins."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..analysis.curves import Curve
+    from ..analysis.evaluation import Evaluation
 
 MOST_PANELS = 24
+_MOST_METRICS, _MOST_ROWS = 6, 40
 
 
 def dose_response(curve: Curve, *, sets: list[str] | None = None) -> Figure:
@@ -109,3 +111,37 @@ def _draw(axes: Axes, places: np.ndarray, own: dict[str, np.ndarray]) -> None:
     )
     axes.plot(places, own["effect"], color=first, marker="o", label="own group")
     axes.grid(True, axis="y", color=GRID, linewidth=0.6)
+
+
+def harness_changes(found: Evaluation) -> Figure:
+    """A panel a metric, a row a task and run: change against the intact run with its 95 % interval, controls as crosses.
+
+    The first 6 metrics and 40 rows of each. Raises FigureError where nothing was changed, or no intact run is there.
+    """
+    change, (low, high) = as_array(found.change), (as_array(end) for end in found.interval())
+    metrics: dict[str, list[tuple[int, int]]] = {}
+    for place, cell in enumerate(found.cells):
+        title = cell.metric if cell.filter == "none" else f"{cell.metric} ({cell.filter})"
+        metrics.setdefault(title, []).extend((place, r) for r in found.changed if np.isfinite(change[r, place]))
+    drawn = [(title, rows[:_MOST_ROWS]) for title, rows in metrics.items() if rows][:_MOST_METRICS]
+    if not drawn:
+        raise FigureError(
+            "this evaluation has no change to draw; it needs an intact run and one with a set off or a delta"
+        )
+    names = [[f"{found.cells[c].task}: {found.runs[r]}" for c, r in rows] for _, rows in drawn]
+    with themed([name for each in names for name in each]):
+        heights = [0.5 + 0.26 * len(rows) for _, rows in drawn]
+        figure = new_figure(5.0 + text_inches([name for each in names for name in each]), 0.9 + sum(heights))
+        panels = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (title, rows), labels in zip(panels, drawn, names, strict=True):
+            axes.axvline(0.0, color=GRID, linewidth=1.2, zorder=0)
+            for place, (c, r) in enumerate(rows):
+                owned = change[found.controls(r), c]
+                axes.plot(owned, [place] * len(owned), "x", color="0.45", markersize=4)
+                if np.isfinite(low[r, c]):
+                    axes.plot([low[r, c], high[r, c]], [place, place], color=palette(1)[0], linewidth=1.6)
+                axes.plot([change[r, c]], [place], "o", color=palette(1)[0])
+            axes.set_yticks(range(len(rows)), labels)
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.set_xlabel(f"change of {title}")
+    return figure

@@ -80,8 +80,20 @@ KINDS: dict[str, Kind] = {
         "Effects of silencing", "analysis_parts.effects", "{model} --data FILE.jsonl --study {study} --controls 20",
         expected=True,
     ),
+    "layer_sweep": Kind("Effects layer by layer", "effects_parts.curve", "{model} --data FILE.jsonl --study {study}"),
+    "dose_response": Kind("Dose and response", "effects_parts.curve", "{model} --data FILE.jsonl --study {study}"),
+    "evaluation": Kind(
+        "Tasks of the evaluation harness", "effects_parts.evaluation", "{model} --tasks TASKS --off {study} --controls 5"
+    ),
     "overlap": Kind("Overlap against chance", "analysis_parts.overlap", "{study}", expected=True),
+    "ranks": Kind("Agreement of ranks", "similarity_parts.ranks", "{study}"),
+    "tree": Kind("A tree of groups", "similarity_parts.trees", "{study}", together=True),
+    "mantel": Kind("Overlap and a distance known before", "similarity_parts.mantel", "{study}"),
     "similarity": Kind("Similarity of parameters", "analysis_parts.similarity", "{study}", expected=True),
+    "movement": Kind("What training moved", "similarity_parts.movement", "{study}"),
+    "transfer": Kind("Similarity and transfer", "similarity_parts.transfer", "{study}"),
+    "representations": Kind("Similarity of states", "similarity_parts.representations"),
+    "redundancy": Kind("Redundant neurons", "similarity_parts.redundancy", "{study} --data FILE.jsonl"),
     "importance": Kind("Importance of layers and components", "trust_parts.importance"),
     "fidelity": Kind("Fidelity of methods", "trust_parts.fidelity"),
     "stability": Kind("Stability of the selection", "trust_parts.stability"),
@@ -98,6 +110,7 @@ KINDS: dict[str, Kind] = {
     "scores": Kind(
         "Neurons", "neuron_parts.neurons", "{model} --data FILE.jsonl --out {study}", expected=True, together=True
     ),
+    "cards": Kind("Cards of neurons", "card_parts.cards", "{study} --group all"),
 }  # fmt: skip
 
 

@@ -81,8 +81,8 @@ def effect_matrix(effects: Effects, interval: tuple[Tensor, Tensor] | None = Non
     for place in np.ndindex(change.shape):
         mark = "*" if starred[place] else ""
         value = signed(change[place], digits=1 if cell.detail == FULL else 0)
-        interval = f"\n{signed(low[place], digits=0)} to {signed(high[place], digits=0)}" if value else ""
-        notes[place] = {FULL: f"{value}{mark}{interval}", BARE: mark}.get(cell.detail, f"{value}{mark}")
+        span = f"\n{signed(low[place], digits=0)} to {signed(high[place], digits=0)}" if value else ""
+        notes[place] = {FULL: f"{value}{mark}{span}", BARE: mark}.get(cell.detail, f"{value}{mark}")
     with themed([*effects.sets, *effects.groups]):
         wide = CellSize(FULL, 0.62, cell.height, 7.5)
         width, height = frame(effects.sets, [*effects.groups, headings[-1]], cell=cell, extra=3 * wide.width + 0.4)

@@ -47,7 +47,10 @@ def tree_beside_map(overlap: Overlap, tree: Tree) -> Figure:
         for heights, places in zip(drawn["dcoord"], drawn["icoord"], strict=True):
             left.plot(heights, np.asarray(places) / 10, color=INK, linewidth=1.2, solid_capstyle="butt")
         left.set(ylim=(len(names), 0), yticks=[], xlabel=f"distance (1 \u2212 {tree.origin.get('index', 'jaccard')})")
-        left.set_xlim(float(as_array(tree.linkage)[:, 2].max()) * 1.03, 0)
+        joins = as_array(tree.linkage)[:, 2]
+        spread = float(joins.max() - joins.min()) or float(joins.max())
+        # sets that share little join late: the axis begins where there is something to see
+        left.set_xlim(float(joins.max()) + 0.05 * spread, max(0.0, float(joins.min()) - 0.5 * spread))
         left.xaxis.set_major_locator(MaxNLocator(3))
         left.spines["left"].set_visible(False)
         heat(

@@ -87,8 +87,8 @@ def overlap_words(overlap: Overlap) -> str:
     more, fewer = int((sure & (jaccard > expected)).sum()), int((sure & (jaccard < expected)).sum())
     total = int(known.sum())
     return (
-        f"Of {_many(total, 'pair')} of sets, {more} share more neurons than random sets of their sizes would and "
-        f"{fewer} fewer (corrected p < {SIGNIFICANT}); the other {total - more - fewer} cannot be told from chance. "
+        f"Of {_many(total, 'pair')} of sets, {more:,} share more neurons than random sets of their sizes would and "
+        f"{fewer} fewer (corrected p < {SIGNIFICANT}); the other {total - more - fewer:,} cannot be told from chance. "
         f"Mean Jaccard index {jaccard[known].mean():.3f}, by chance {expected[known].mean():.3f}."
     )
 

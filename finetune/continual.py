@@ -106,7 +106,7 @@ def continual(
     lrs: Mapping[str, float] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     state: str | Path | None = None,
-    guard: bool = True,
+    stop_diverged: bool = True,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Continual:
@@ -121,14 +121,14 @@ def continual(
     method, `options` further ones (see each method).
 
     `state` is a folder: a run that is interrupted goes on after the last finished task of every (method, seed), and
-    methods and seeds can be added. `guard` is that of `Recipe`. `progress` is called with (steps done, steps), `tell`
+    methods and seeds can be added. `stop_diverged` is that of `Recipe`. `progress` is called with (steps done, steps), `tell`
     with a line for each sequence.
 
     Raises TuneError for an unknown method, option or order, for a state of other arguments, and what training raises;
     the subject is bit for bit the same afterwards, also after an error.
     """
     recipe = Recipe(
-        lr=1.0, steps=steps, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay, guard=guard
+        lr=1.0, steps=steps, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay, stop_diverged=stop_diverged
     )  # fmt: skip
     where = location or Location()
     plans = planned(methods, seeds, recipe=recipe, lrs=lrs, options=options, reference=reference)

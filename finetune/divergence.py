@@ -21,7 +21,7 @@ FAR = 2.0  # times the untouched subject's loss
 
 
 @dataclass(frozen=True, eq=False)
-class Guard:
+class Watch:
     """Compares a run's losses with those of the subject as it was before the run, on the same examples.
 
     A loss is far off when it is above that of an even guess over the vocabulary, and more than FAR times what the
@@ -58,14 +58,18 @@ class Guard:
         mine = sorted(self.team.share(encoded), key=lambda example: len(example.ids))
         summed = torch.zeros(1, dtype=torch.float64)
         with torch.no_grad():
-            for part in parts(mine, math.ceil(len(mine) / self.recipe.batch_size)) if mine else ():
+            for part in parts(mine, self._number(len(mine))) if mine else ():
                 summed += answer_sum(self.subject, part, list(range(len(part))), self.recipe).double().cpu()
         return self.team.sum(summed.to(self.subject.device, torch.float32)).item() / total
+
+    def _number(self, rows: int) -> int:
+        """Parts no larger than those of a step, so that what trains in memory is measured in it."""
+        return min(rows, math.ceil(rows * self.recipe.accumulate / self.recipe.batch_size))
 
     def _before(self, batches: Sequence[Sequence[Encoded]]) -> list[float]:
         """Losses with the entries as they were; the masters come back."""
         masters = self.trainable.masters
-        held = [master.detach().clone() for master in masters]
+        held = [master.detach().to("cpu", copy=True) for master in masters]
         with torch.no_grad():
             try:
                 _copy(self.trainable.base, masters)

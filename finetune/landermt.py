@@ -81,6 +81,7 @@ def landermt(
     warmup: float = 0.1,
     seed: int = 0,
     split: str | None = "auto",
+    stop_diverged: bool = True,
     progress: Progress | None = None,
 ) -> RoutedDelta:
     """Train the neurons that are general or specific to the corpus's language pairs, with a gate for each of the two.
@@ -97,7 +98,7 @@ def landermt(
     """
     recipe = Recipe(
         lr=lr, steps=steps, epochs=epochs, batch_size=batch_size, weight_decay=weight_decay, clip=clip, schedule=schedule,
-        warmup=warmup, seed=seed,
+        warmup=warmup, seed=seed, stop_diverged=stop_diverged,
     )  # fmt: skip
     rows = corpus.part(split, auto="train")
     gates = trainable_gates(open_gates(subject, neurons.roles(rows.groups)), device=subject.device)

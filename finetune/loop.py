@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..attribution.encoding import Encoded
 from ..neurons.subject import Subject
 from .checkpoints import Checkpointing, Run, read_checkpoint, rng_state, set_rng, write_checkpoint
-from .divergence import WINDOW, Guard
+from .divergence import WINDOW, Watch
 from .errors import TuneError
 from .losses import Penalty, batch_gradient
 from .processes import Team, join_team
@@ -60,7 +60,7 @@ def fit(
     calls this with the same arguments and computes its share of each batch and of `held_out`.
 
     Raises TuneError when there is nothing to train on, when a loss or a gradient is not finite or the losses are far
-    off (see `Recipe.guard`), and what `read_checkpoint` and `write_checkpoint` raise.
+    off (see `Recipe.stop_diverged`), and what `read_checkpoint` and `write_checkpoint` raise.
     """
     _check(subject, encoded, recipe, held_out)
     team = join_team(subject)
@@ -95,7 +95,7 @@ class _Loop:
         recipe = self.recipe
         self.optimizer = torch.optim.AdamW(self.trainable.masters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.keys = [entry.key for entry in self.trainable.entries]
-        self.guard = Guard(self.subject, self.trainable, recipe, self.team)
+        self.watch = Watch(self.subject, self.trainable, recipe, self.team)
 
     @property
     def stopped(self) -> bool:
@@ -129,7 +129,7 @@ class _Loop:
             self.backward(batch, rows, penalty)
             self.check_course(encoded)
             # the next loss and gradient are finite now, so that what stands before this step is known to be sound
-            if rng and not (recipe.guard and self.guard.far_off(run.history[-1:], [batch])):
+            if rng and not (recipe.stop_diverged and self.watch.far_off(run.history[-1:], [batch])):
                 self.write(rng)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -162,7 +162,7 @@ class _Loop:
 
     def evaluate(self, held_out: Sequence[Encoded]) -> None:
         """Take the held-out loss, and keep the masters when it is the lowest."""
-        loss = self.guard.loss(held_out)
+        loss = self.watch.loss(held_out)
         self.check_finite(loss, "held-out loss", after=True)
         self.run.evals.append((self.run.step, loss))
         if self.recipe.patience is not None and self.run.best_step == self.run.step:
@@ -245,22 +245,22 @@ class _Loop:
     def check_course(self, encoded: Sequence[Encoded]) -> None:
         """Every few steps, raise when the losses since are far off."""
         history, steps = self.run.history, len(self.run.history)
-        if not self.recipe.guard or steps % WINDOW:
+        if not self.recipe.stop_diverged or steps % WINDOW:
             return
-        if why := self.guard.far_off(history[-WINDOW:], self.batches(encoded, steps)):
+        if why := self.watch.far_off(history[-WINDOW:], self.batches(encoded, steps)):
             self.astray(f"{why}, in steps {steps - WINDOW + 1} to {steps} of {self.num_steps}")
 
     def check_last(self, encoded: Sequence[Encoded]) -> None:
         """Raise when what the last step left, which no step's loss has seen, is far off."""
-        if not self.recipe.guard:
+        if not self.recipe.stop_diverged:
             return
         step = self.run.step
         batches = self.batches(encoded, step)
-        losses = [self.guard.loss(batches[-1])]
+        losses = [self.watch.loss(batches[-1])]
         self.check_finite(losses[0], "loss", after=True)
-        if losses[0] > self.guard.even_guess:
-            losses = [self.guard.loss(batch) for batch in batches]
-            if why := self.guard.far_off(losses, batches):
+        if losses[0] > self.watch.even_guess:
+            losses = [self.watch.loss(batch) for batch in batches]
+            if why := self.watch.far_off(losses, batches):
                 self.astray(f"{why}, after step {step} of {self.num_steps}, the last")
 
     def batches(self, encoded: Sequence[Encoded], steps: int) -> list[list[Encoded]]:
@@ -270,8 +270,8 @@ class _Loop:
 
     def astray(self, why: str) -> NoReturn:
         raise TuneError(
-            f"training diverged: {why} (lr {self.recipe.lr:g}); the subject is untouched; {self.advice()}; guard=False "
-            "(--no-guard) trains on whatever the loss"
+            f"training diverged: {why} (lr {self.recipe.lr:g}); the subject is untouched; {self.advice()}; stop_diverged=False "
+            "(--no-stop-diverged) trains on whatever the loss"
         )
 
     def check_masters(self) -> None:

@@ -32,7 +32,7 @@ class Settings(TypedDict, total=False):
     precision: Precision
     eval_every: int | None
     patience: int | None
-    guard: bool
+    stop_diverged: bool
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recipe:
     With held-out examples their loss is taken before the first step, every `eval_every` steps (None: once an epoch) and
     after the last. `patience` stops the run after so many of these without a new lowest one, and keeps the lowest.
 
-    `guard` stops a run whose finite loss says that it has diverged: every five steps, when the median of the last five
+    `stop_diverged` stops a run whose finite loss says that it has diverged: every five steps, when the median of the last five
     losses is above the loss of an even guess over the vocabulary and more than twice what the subject as it was before
     the run has on the same batches; and by the same rule after the last step. It changes no number of a run.
     """
@@ -67,7 +67,7 @@ class Recipe:
     precision: Precision = "model"
     eval_every: int | None = None
     patience: int | None = None
-    guard: bool = True
+    stop_diverged: bool = True
 
     def __post_init__(self) -> None:
         for name in ("lr", "epochs", "batch_size", "steps", "clip", "accumulate", "eval_every", "patience"):
@@ -86,7 +86,7 @@ class Recipe:
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides a run's numbers, by name."""
-        return {name: value for name, value in asdict(self).items() if name != "guard"}
+        return {name: value for name, value in asdict(self).items() if name != "stop_diverged"}
 
     def steps_per_epoch(self, num_examples: int) -> int:
         """Steps in which every example is seen once."""

@@ -46,7 +46,7 @@ def proportion(
     epochs: int = 3,
     batch_size: int = 16,
     sets: Literal["union", "mean"] = "union",
-    guard: bool = True,
+    stop_diverged: bool = True,
     progress: Progress | None = None,
 ) -> Sweep:
     """Tune the top share of neurons of some groups together, and test on them and on groups that were not trained on.
@@ -56,7 +56,7 @@ def proportion(
     group's top share, so that it is larger than the share; `sizes` says how large. With "mean" it is the top share by the
     mean of the groups' scores. Scores are those of the untouched subject; a share of 1 is every neuron of the site (and
     not every parameter). `lr` serves every share. `location` gives the other arguments of scoring and selecting; its
-    `top` and `apart` are not used. `guard` is that of `Recipe`.
+    `top` and `apart` are not used. `stop_diverged` is that of `Recipe`.
 
     Raises TuneError for a group on both sides or without rows to train on or to ask, for a share outside 0 to 1 and for
     no share or seed, CorpusError for a group that is not there.
@@ -66,7 +66,7 @@ def proportion(
     _some(seeds=seeds, shares=shares)
     if sets not in ("union", "mean"):
         raise TuneError(f"unknown sets {sets!r}; expected union (of the groups' sets) or mean (of their scores)")
-    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size, guard=guard)
+    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size, stop_diverged=stop_diverged)
     scores = where.score(subject, _scored(corpus, train_on, test_on))
     pick = _union if sets == "union" else _pooled
     plans = []
@@ -93,7 +93,7 @@ def overlap_ablation(
     steps: int | None = None,
     epochs: int = 3,
     batch_size: int = 16,
-    guard: bool = True,
+    stop_diverged: bool = True,
     progress: Progress | None = None,
 ) -> Sweep:
     """Tune sets of one size of which more and more belongs to the tested groups' set.
@@ -107,7 +107,7 @@ def overlap_ablation(
     where = replace(location or Location(), apart=False)
     _apart(train_on, test_on)
     _some(seeds=seeds, shares=shares, overlaps=overlaps)
-    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size, guard=guard)
+    recipe = Recipe(lr=lr, steps=steps, epochs=epochs, batch_size=batch_size, stop_diverged=stop_diverged)
     scores = where.score(subject, _scored(corpus, train_on, test_on))
     plans = []
     for share in shares:

@@ -11,7 +11,7 @@ Shared experts (Qwen2-MoE, DeepSeek), which every token passes, are not among th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,6 +182,16 @@ def implementation(module: nn.Module, name: str) -> Iterator[None]:
         yield
     finally:
         config._experts_implementation = {"": kept}
+
+
+@contextmanager
+def eager_in_float64(model: nn.Module) -> Iterator[None]:
+    """While the block runs, routed experts in float64 compute one by one: torch's grouped product has no float64."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if is_experts(module) and module.down_proj.dtype == torch.float64:
+                stack.enter_context(implementation(module, "eager"))
+        yield
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import SubjectError
 from .experts import by_expert
@@ -99,9 +99,13 @@ def _watching(tap: Tap, neurons: NeuronSet, layer: int, note: Callable[[Tensor, 
             yield
         return
     if tap.side == "out":
-        handle = tap.module.register_forward_hook(lambda _module, _args, output: note(output, 0))
+        handle = tap.module.register_forward_hook(lambda *given: note(given[2], 0))  # pyright: ignore[reportArgumentType]
     else:
-        handle = tap.module.register_forward_pre_hook(lambda _module, args: note(args[0], 0))
+
+        def enters(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            note(args[0], 0)
+
+        handle = tap.module.register_forward_pre_hook(enters)
     try:
         yield
     finally:

@@ -25,6 +25,9 @@ _TENSORS = (
     "rows",
     "row_groups",
     "row_items",
+    "control_rows",
+    "control_groups",
+    "control_items",
 )
 
 
@@ -36,8 +39,9 @@ class Scores:
     group (silencing it makes the objective worse). `squares` is the mean of the squared score of an example. `counts`
     [group] says over how many examples. `control_values` and `control_signed` are the same over the control twins, where
     those were scored. `rows` [example, layer, neuron] are every example's signed scores, with the numbers of their groups in
-    `row_groups` [example] and of what they are about in `row_items` [example], where rows were kept. `origin` holds what made
-    them: corpus hash, example ids, method, objective, reductions, dtype, versions, seed.
+    `row_groups` [example] and of what they are about in `row_items` [example], where rows were kept; `control_rows` and the like
+    are the control twins', of the groups and items of their examples. `origin` holds what made them: corpus hash, example ids,
+    method, objective, reductions, dtype, versions, seed.
     """
 
     site: str
@@ -55,6 +59,9 @@ class Scores:
     rows: Float[Tensor, "example layer neuron"] | None = None
     row_groups: Int[Tensor, " example"] | None = None
     row_items: Int[Tensor, " example"] | None = None
+    control_rows: Float[Tensor, "twin layer neuron"] | None = None
+    control_groups: Int[Tensor, " twin"] | None = None
+    control_items: Int[Tensor, " twin"] | None = None
 
     __reduce__ = by_fields
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from .checks import check_site
 from .errors import SubjectError
+from .experts import eager_in_float64
 from .offload import blocks_recomputed, execution_device, is_offloaded, kept_elsewhere, placement, spare_folder
 from .products import fast_products
 from .sites import Site, architecture, resolve_site, unwrapped
@@ -82,7 +83,7 @@ class Subject:
 
     @contextmanager
     def quiet(self, *, recompute: bool | None = None) -> Iterator[None]:
-        """Evaluation mode with every parameter frozen, both put back afterwards.
+        """Evaluation mode with every parameter frozen, both put back afterwards; experts in float64 compute one by one.
 
         With `recompute`, a backward runs each block's forward again instead of keeping its activations; by default an
         offloaded subject does so, because a backward would otherwise hold all of its weights.
@@ -98,7 +99,8 @@ class Subject:
             with (
                 blocks_recomputed(self.blocks)
                 if (self.offloaded if recompute is None else recompute)
-                else nullcontext()
+                else nullcontext(),
+                eager_in_float64(self.model),
             ):
                 yield
         finally:

@@ -1,6 +1,6 @@
 (() => {
   "use strict";
-  const MISSING = "\u2013", MINUS = "\u2212", SIZES = [25, 100, 500];
+  const MISSING = "\u2013", MINUS = "\u2212", SIZES = [25, 100, 500], MOST_PRINTED = 2000;
   const { tables, neurons } = JSON.parse(document.getElementById("data").textContent);
 
   const element = (tag, properties = {}, ...children) => {
@@ -263,7 +263,7 @@
 
   // `groups` are those that the table of neurons can be narrowed to
   const listed = Object.entries(tables).find(([, packed]) => packed.columns[0]?.form === "neuron");
-  const groups = new Set(listed ? listed[1].columns.find((column) => column.form === "set").words : []);
+  const groups = new Set(listed ? listed[1].columns.find((column) => column.form === "set")?.words : []);
   let listing = null;
   if (listed) {
     listing = new View(...listed);
@@ -271,6 +271,25 @@
     listing.show();
   }
   for (const [id, packed] of Object.entries(tables)) if (!views.has(id)) views.set(id, new View(id, packed));
+
+  // paper has no pages of a table to turn
+
+  const sizes = new Map();
+  addEventListener("beforeprint", () => {
+    for (const view of views.values()) {
+      if (sizes.has(view)) continue;
+      sizes.set(view, [view.page, view.size]);
+      [view.page, view.size] = [0, MOST_PRINTED];
+      view.show();
+    }
+  });
+  addEventListener("afterprint", () => {
+    for (const [view, [page, size]] of sizes) {
+      [view.page, view.size] = [page, size];
+      view.show();
+    }
+    sizes.clear();
+  });
 
   // a neuron's page
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from neuropolis.analysis.cards import Cards, cards_from_record, neuron_card, neuron_cards
+from neuropolis.analysis.drives import pieces
 from neuropolis.analysis.readout import vocabulary_logits
 from neuropolis.attribution.attribute import attribute
 from neuropolis.corpora.examples import Corpus
@@ -116,6 +117,15 @@ def test_an_offloaded_subject_has_the_same_cards(
     assert away.offloaded
     neurons = [("mlp", 0, 3), ("mlp", 2, 7)]
     assert_same(neuron_cards(away, corpus, neurons), neuron_cards(subject, corpus, neurons))
+
+
+def test_letters_of_several_tokens_stand_at_the_last() -> None:
+    class Bytes:
+        def decode(self, ids: list[int]) -> str:
+            return bytes(ids).decode("utf8", errors="replace")
+
+    assert pieces(Bytes(), "aé日!".encode()) == ["a", "", "é", "", "", "日", "!"]
+    assert pieces(Bytes(), [0x61, 0xE6, 0x21]) == ["a", "", "!"]  # bytes that never make a letter
 
 
 def test_wrong_neurons_are_refused(planted: Subject, questions: Corpus) -> None:

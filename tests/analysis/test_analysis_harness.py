@@ -22,7 +22,7 @@ from neuropolis.finetune.training import finetune
 from neuropolis.neurons.errors import SetError, SubjectError
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
-from neuropolis.neurons.subject import Subject
+from neuropolis.neurons.subject import Subject, load_model
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: the extra 'harness' has it")
 
@@ -141,7 +141,11 @@ def test_a_models_own_state_is_left_alone(subject: Subject, half: NeuronSet) -> 
 
 
 def test_a_corpus_as_a_task_gives_our_own_accuracies(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
-    half = NeuronSet.from_indices(subject, site="mlp", indices={0: range(48), 1: range(48), 2: range(40)})
+    with torch.no_grad():  # an FFN that answers depend on
+        for block in subject.model.model.layers:
+            block.mlp.down_proj.weight.mul_(30)
+    subject = load_model((subject.model, subject.tokenizer))
+    half = NeuronSet.from_indices(subject, site="mlp", indices={0: range(24), 2: range(24)})
     path = harness_task(corpus, tmp_path, per_group=True)
     states = random.getstate(), torch.get_rng_state()
     ticks: list[tuple[int, int]] = []
@@ -170,7 +174,8 @@ def test_a_corpus_as_a_task_gives_our_own_accuracies(subject: Subject, corpus: C
     assert (cell.version, cell.num_samples, cell.num_fewshot, cell.higher_is_better) == ("1.0", 4, 0, True)
     assert ticks[-1] == (4 * 48, 4 * 48)
     assert [done for done, _ in ticks] == list(range(1, 4 * 48 + 1))
-    assert random.getstate() == states[0]
+    undisturbed = random.getstate() == states[0]  # pytest would compare these at length
+    assert undisturbed
     assert torch.equal(torch.get_rng_state(), states[1])
     assert found.origin["tasks"]["toy::north"] == "json"
     save(tmp_path / "s.h5", found, subject=subject)

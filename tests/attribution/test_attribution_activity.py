@@ -189,7 +189,7 @@ def test_random_is_seeded_and_differs_by_site(make_subject: Any, corpus: Corpus)
 
 def test_all_cheap_methods_share_one_forward_and_one_backward(make_subject: Any, corpus: Corpus) -> None:
     subject = make_subject("llama")
-    names = ("taylor", "gradient", "lape", "mean", "active", "max", "weighted", "precision", "random")
+    names = ("taylor", "gradient", "lape", "rate", "mean", "active", "max", "weighted", "precision", "random")
     assert {name for name, m in METHODS.items() if m.shared} - {"culnig"} <= set(names)
     for site in ("mlp", "gate", "v"):
         subject.site(site)  # a site checks itself with a forward of its own when it is first asked for

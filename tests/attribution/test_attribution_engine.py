@@ -388,3 +388,32 @@ def test_a_gated_ffn_keeps_no_more_than_the_model_does(make_subject: Any, corpus
         attribute(subject, corpus, max_tokens=10_000)
     # the lowest layer's activation; of each of the two others gate, act(gate) and up
     assert len(kept) == 1 + 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"on_not_finite": "Stop"}, "unknown on_not_finite 'Stop'; it is stop or skip"),
+        ({"padding_side": "foo"}, "unknown padding_side 'foo'; it is left or right"),
+        ({"methods": "taylor"}, "methods is 'taylor'; expected several names"),
+    ],
+)
+def test_words_that_are_not_there_are_refused(make_subject: Any, corpus: Corpus, asked: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        attribute(make_subject("llama"), corpus, **asked)
+
+
+def test_twins_that_are_all_skipped_are_not_called_an_overflow(
+    make_subject: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuropolis.attribution import engine
+
+    plain = engine.forward
+
+    def poisoned(subject: Subject, batch: Any) -> torch.Tensor:
+        north = (batch.rows >= len(corpus)) & (batch.rows < len(corpus) + 4)
+        return plain(subject, batch).masked_fill(north[:, None, None], torch.nan)
+
+    monkeypatch.setattr(engine, "forward", poisoned)
+    with pytest.raises(CorpusError, match="no control twin of group 'north' is left"):
+        attribute(make_subject("llama"), corpus, controls=True, on_not_finite="skip")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from neuropolis.attribution.attribute import attribute
 from neuropolis.attribution.entropy import activation_sign, activity_bar, entropy, lape_masks, lape_scores, lape_sets
+from neuropolis.attribution.presets import preset
 from neuropolis.corpora.examples import Corpus
 from neuropolis.neurons.errors import SetError, SiteError
 from neuropolis.neurons.interventions import intervene
@@ -200,3 +201,10 @@ def test_silencing_the_unit_is_the_authors_deactivation(make_subject: Any, famil
             ours = subject.model(ids).logits
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, plain)
+
+
+def test_the_rate_is_read_where_lape_reads_it(make_subject: Any, corpus: Corpus) -> None:
+    subject = make_subject("llama")
+    rate = attribute(subject, corpus, method="rate")
+    assert torch.equal(rate.signed, attribute(subject, corpus, method="active", site="gate").signed)
+    assert lape_sets(rate, top=0.05) == preset("lape", subject, corpus, top=0.05).sets

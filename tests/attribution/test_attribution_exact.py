@@ -11,6 +11,7 @@ from neuropolis.attribution.attribute import attribute
 from neuropolis.attribution.encoding import collate, encode_corpus
 from neuropolis.attribution.exact import evaluated
 from neuropolis.attribution.objectives import loss
+from neuropolis.attribution.selection import select
 from neuropolis.corpora.examples import Corpus, CorpusError, Example
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.interventions import intervene
@@ -197,3 +198,25 @@ def test_bad_input_is_named(make_subject: Any, corpus: Corpus) -> None:
         attribute(subject, bad, method="exact", options={"sample": 4})
     left = attribute(subject, bad, method="exact", on_not_finite="skip", options={"sample": 4})
     assert left.origin["skipped"] == ["bad/1"]
+
+
+def test_options_of_another_type_are_named(make_subject: Any, corpus: Corpus) -> None:
+    subject = make_subject("llama")
+    with pytest.raises(SetError, match="neurons is a str; expected a NeuronSet of site 'mlp'"):
+        attribute(subject, corpus, method="exact", options={"neurons": "foo"})
+    with pytest.raises(ValueError, match="seed is 'x'; expected a whole number"):
+        attribute(subject, corpus, method="exact", options={"seed": "x"})
+
+
+def test_only_neurons_that_were_evaluated_are_selected(make_subject: Any, corpus: Corpus) -> None:
+    scores = attribute(make_subject("llama"), corpus, method="exact", options={"sample": 3})
+    known = evaluated(scores)
+    for group in select(scores, top=3, by="signed").values():
+        assert group == known
+    assert all(len(one & known) == len(one) == 2 for one in select(scores, top=2).values())
+    with pytest.raises(SetError, match="top is 10 neurons, but 'exact' evaluated only 3 there; give a number up to 3"):
+        select(scores, top=10)
+    layered = attribute(make_subject("llama"), corpus, method="exact", options={"sample": 2, "within": "layer"})
+    assert {len(one) for one in select(layered, top=2, scope="layer").values()} == {6}
+    with pytest.raises(SetError, match="top is 3 neurons of a layer, but 'exact' evaluated only 2 there"):
+        select(layered, top=3, scope="layer")

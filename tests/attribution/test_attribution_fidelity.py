@@ -199,3 +199,8 @@ def test_bad_input_is_named(make_subject: Any, corpus: Corpus, split: Corpus) ->
         subject.model.model.embed_tokens.weight[subject.tokenizer.convert_tokens_to_ids("Z")] = torch.nan
     with pytest.raises(CorpusError, match=r"of 1 held-out example\(s\) is not finite.*'bad/1'"):
         fidelity(subject, bad, methods=("taylor",), sample=4)
+
+
+def test_several_sites_are_refused(make_subject: Any, corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match=r"site is \('mlp', 'gate'\); fidelity measures one site"):
+        fidelity(make_subject("llama"), corpus, site=("mlp", "gate"))  # pyright: ignore[reportArgumentType]

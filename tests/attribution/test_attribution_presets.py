@@ -104,7 +104,7 @@ def test_lape_gives_sets_of_units(make_subject: Any, corpus: Corpus, family: str
 def test_lape_reads_where_it_is_told(make_subject: Any, corpus: Corpus) -> None:
     subject = make_subject("llama")
     assert preset("lape", subject, corpus, top=0.03, read_at="up").scores["active"].site == "up"
-    with pytest.raises(CorpusError, match="site 'q' has 32 neurons in a layer, the FFN's units are 48"):
+    with pytest.raises(CorpusError, match="site 'q' has 32 neurons in a layer, the units at 'mlp' are 48"):
         preset("lape", subject, corpus, read_at="q")
     with pytest.raises(CorpusError, match="needs at least two, corpus 'toy' has north alone"):
         preset("lape", subject, corpus.only("north"))
@@ -207,14 +207,14 @@ def test_culnig_says_what_it_lacks(make_subject: Any, single: Corpus, countries:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_fuxitranyu_sums_eight_components(make_subject: Any, corpus: Corpus, family: str, tmp_path: Any) -> None:
+def test_fuxitranyu_sums_seven_components(make_subject: Any, corpus: Corpus, family: str, tmp_path: Any) -> None:
     subject = make_subject(family)
     found = preset("fuxitranyu", subject, corpus)
     table = found.importance
     assert table is not None
     assert not found.sets
-    assert len(table.components) == 8
-    assert table.values.shape == (3, 3, 8)
+    assert len(table.components) == 7
+    assert table.values.shape == (3, 3, 7)
     for number, site in enumerate(table.components):
         expected = attribute(subject, corpus, site=site).values.sum(dim=2)
         torch.testing.assert_close(table.values[:, :, number], expected, rtol=1e-4, atol=1e-6)
@@ -226,9 +226,15 @@ def test_fuxitranyu_sums_eight_components(make_subject: Any, corpus: Corpus, fam
 
 
 def test_up_scores_as_mlp_does_where_there_is_a_gate(make_subject: Any, corpus: Corpus) -> None:
-    """Why `mlp` is not one of the eight of a gated model."""
+    """Why `mlp` is no component of a gated model."""
     scores = attribute(make_subject("llama"), corpus, site=("up", "mlp"))
     torch.testing.assert_close(scores["up"].values, scores["mlp"].values, rtol=1e-4, atol=1e-6)
+
+
+def test_values_score_as_what_the_output_projection_reads(make_subject: Any, corpus: Corpus) -> None:
+    """Why `attn` is no component: it is linear in `v`."""
+    scores = attribute(make_subject("gpt_neox"), corpus, site=("v", "attn"))
+    torch.testing.assert_close(scores["v"].values, scores["attn"].values, rtol=1e-4, atol=1e-6)
 
 
 def test_random_is_a_preset(make_subject: Any, corpus: Corpus) -> None:
@@ -261,3 +267,43 @@ def test_unknown_names_list_what_there_is(make_subject: Any, corpus: Corpus) -> 
         preset("leng", subject, corpus)
     with pytest.raises(ValueError, match=r"'topp' is no option of preset 'tsn'; options are top, site, .*max_tokens"):
         preset("tsn", subject, corpus, topp=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("culnig", {"countries": "bla"}, "countries is 'bla'; expected a corpus"),
+        ("culnig", {"z": "x"}, "z is 'x'; expected"),
+        ("culnig", {"mlp_top": "x"}, "a share of the neurons is 'x'"),
+        ("lape", {"top": "x"}, "top is 'x'; expected a share"),
+        ("lape", {"bar": "x"}, "bar is 'x'; expected a quantile"),
+        ("cape", {"languages": 5}, "languages is 5; expected a tag"),
+        ("lape", {"on_not_finite": "raise"}, "unknown on_not_finite 'raise'; it is stop or skip"),
+    ],
+)
+def test_options_of_another_type_are_named(
+    make_subject: Any, single: Corpus, name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        preset(name, make_subject("llama"), single, **options)
+
+
+def test_one_site_may_be_given_by_its_name(make_subject: Any, single: Corpus) -> None:
+    assert preset("culnig", make_subject("llama"), single, mlp="up", attention="q").sites == ("up", "q")
+    assert preset("fuxitranyu", make_subject("llama"), single, components="mlp").options["components"] == ["mlp"]
+
+
+def test_groups_are_told_as_the_split_leaves_them(make_subject: Any, single: Corpus) -> None:
+    tagged = Corpus(
+        tuple(replace(e, tags={"split": "train" if e.group == "x" else "test", "topic": e.group}) for e in single)
+    )
+    with pytest.raises(CorpusError, match="has x alone"):
+        preset("lape", make_subject("llama"), tagged)
+    with pytest.raises(CorpusError, match="has x alone"):
+        preset("cape", make_subject("llama"), tagged, languages="topic", language_of={"x": "x"})
+
+
+def test_rows_are_kept_of_what_was_scored_alone(make_subject: Any, corpus: Corpus) -> None:
+    found = preset("lape", make_subject("llama"), corpus, keep_rows=True, top=0.05)
+    assert found.scores["active"].rows is not None
+    assert found.scores["lape"].rows is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from neuropolis.attribution.attribute import attribute
 from neuropolis.attribution.methods import METHODS, register_method
+from neuropolis.attribution.presets import preset
 from neuropolis.attribution.resume import Checkpoint, CheckpointError
 from neuropolis.corpora.examples import Corpus, CorpusError
 from neuropolis.neurons.scores import Scores
@@ -135,8 +137,9 @@ def test_a_place_that_cannot_be_written_is_refused_early(make_subject: Any, corp
         attribute(subject, corpus, checkpoint=tmp_path)
     with pytest.raises(CheckpointError, match="there is no folder"):
         attribute(subject, corpus, checkpoint=tmp_path / "not" / "there")
-    with pytest.raises(CheckpointError, match="expected seconds, 0 or more"):
-        attribute(subject, corpus, checkpoint=tmp_path / "run", checkpoint_every=-1)
+    for seconds in (-1, float("nan")):
+        with pytest.raises(CheckpointError, match="expected seconds, 0 or more"):
+            attribute(subject, corpus, checkpoint=tmp_path / "run", checkpoint_every=seconds)
 
 
 def test_a_caller_may_keep_it_until_the_result_is_written(make_subject: Any, corpus: Corpus, tmp_path: Path) -> None:
@@ -202,9 +205,84 @@ def test_writing_waits_for_its_time(make_subject: Any, corpus: Corpus, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kill_at_any_moment() -> None:
+@pytest.mark.parametrize("methods", ["taylor,gradient", "ig,conductance,smoothgrad", "relp,exact"])
+def test_kill_at_any_moment(methods: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), "--kills", "3", "--examples", "3"]
+    command += ["--methods", methods]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
     assert "each bit for bit as the uninterrupted one" in done.stdout
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "ig": {"steps": 2}, "conductance": {"steps": 1}, "smoothgrad": {"samples": 2}, "relp": {}, "exact": {"sample": 5}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", sorted(OWN))
+def test_a_method_with_passes_of_its_own_resumes(
+    make_subject: Any, corpus: Corpus, tmp_path: Path, method: str
+) -> None:
+    subject, path = make_subject("llama"), tmp_path / "run"
+    work: dict[str, Any] = {**WORK, "method": method, "options": OWN[method]}
+    expected = attribute(subject, corpus, **work)
+    interrupted(subject, corpus, path, after=3, method=method, options=OWN[method])
+    rest: list[int] = []
+    found = attribute(subject, corpus, checkpoint=path, progress=lambda number, _total: rest.append(number), **work)
+    assert_same(found, expected)
+    assert found.origin == expected.origin  # the completeness gap is of all examples
+    assert len(rest) == 9 - 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_options_are_another_run(make_subject: Any, corpus: Corpus, tmp_path: Path) -> None:
+    subject, path = make_subject("llama"), tmp_path / "run"
+    interrupted(subject, corpus, path, method="ig", options={"steps": 2})
+    with pytest.raises(CheckpointError, match=r"options is .*'steps': 2.* there and .*'steps': 16.* here"):
+        attribute(subject, corpus, checkpoint=path, **{**WORK, "method": "ig"})
+
+
+@pytest.mark.parametrize("after", [4, 12, 22])
+def test_several_passes_keep_a_file_each(make_subject: Any, corpus: Corpus, tmp_path: Path, after: int) -> None:
+    subject, path = make_subject("llama"), tmp_path / "run"
+    work: dict[str, Any] = {
+        **WORK,
+        "methods": ("taylor", "smoothgrad", "exact"),
+        "options": {"samples": 1, "sample": 3},
+    }
+    expected = attribute(subject, corpus, **work)
+    with pytest.raises(Interrupted):
+        attribute(subject, corpus, checkpoint=path, progress=stop_after(after), **work)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.2", "run.3"][: 1 + after // 9]
+    rest: list[int] = []
+    found = attribute(subject, corpus, checkpoint=path, progress=lambda number, _total: rest.append(number), **work)
+    for name, scores in expected.items():
+        assert_same(found[name], scores)
+    assert len(rest) == 27 - after
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tsn", "cape", "culnig", "fuxitranyu"])
+@pytest.mark.parametrize("from_end", [True, False])
+def test_presets_resume(make_subject: Any, corpus: Corpus, tmp_path: Path, name: str, from_end: bool) -> None:
+    subject, path = make_subject("llama"), tmp_path / "run"
+    spoken = Corpus(tuple(replace(e, tags={"language": f"of {e.group}", "split": "train"}) for e in corpus))
+    options: dict[str, Any] = {"max_tokens": 200, "keep_rows": True}
+    options |= {"culnig": {"countries": spoken}, "cape": {"top": 0.05}}.get(name, {})
+    batches: list[int] = []
+    expected = preset(name, subject, spoken, **options, progress=lambda done, _total: batches.append(done))
+    after = len(batches) - 1 if from_end else 2  # in the last pass, or in the first
+    keeper = Checkpoint(path, every=0, keep=True)
+    with pytest.raises(Interrupted):
+        preset(name, subject, spoken, **options, checkpoint=keeper, progress=stop_after(after))
+    assert keeper.written
+    assert len(list(tmp_path.iterdir())) == 1 + (from_end and name in ("cape", "culnig"))
+    again: list[int] = []
+    found = preset(name, subject, spoken, **options, checkpoint=path, progress=lambda done, _total: again.append(done))
+    assert found.sets == expected.sets
+    assert "checkpoint" not in found.options
+    assert len(again) == len(batches) - after
+    for key, scores in expected.scores.items():
+        assert torch.equal(found.scores[key].signed, scores.signed)
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from neuropolis.attribution.selection import select
 from neuropolis.attribution.stability import Stability, stability, stability_from_record, stable
 from neuropolis.corpora.examples import Corpus, CorpusError, Example
 from neuropolis.neurons.errors import SetError
-from neuropolis.neurons.scores import Scores
+from neuropolis.neurons.scores import Scores, scores_from_record
 
 
 def planted() -> Scores:
@@ -91,3 +91,26 @@ def test_bad_axes_and_templates_are_said(make_subject: Any, corpus: Corpus) -> N
         stability(subject, corpus, axes=("template",), min_examples=1)
     with pytest.raises(CorpusError, match="has 0 values"):
         stability(subject, corpus, axes=("template",), template="form", min_examples=1)
+
+
+def test_the_contrast_with_twins_is_resampled_with_them(make_subject: Any, corpus: Corpus) -> None:
+    subject = make_subject("llama")
+    scores = attribute(subject, corpus, controls=True, keep_rows=True)
+    found = stable(scores, top=5, contrast="controls", resamples=4, share=0.99)
+    assert bool((found.frequency.sum(dim=(1, 2)) - 5).abs().max() < 1e-5)
+    # at a share of all items every resample is the whole
+    expected = select(scores, top=5, contrast="controls")
+    assert found.sets(1.0)["north"] == expected["north"]
+    back = scores_from_record(scores.to_record())
+    assert torch.equal(stable(back, top=5, contrast="controls", resamples=4, share=0.99).frequency, found.frequency)
+    table = stability(subject, corpus, axes=("items", "threshold"), contrast="controls", top=5, resamples=2)
+    assert table.axes == ("items", "items", "threshold", "threshold")
+    with pytest.raises(SetError, match="these scores have no controls"):
+        stable(attribute(subject, corpus, keep_rows=True), top=5, contrast="controls", resamples=2)
+
+
+def test_no_resample_is_refused(make_subject: Any, corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="resamples is 0; expected how many random parts to draw"):
+        stable(planted(), top=4, resamples=0)
+    with pytest.raises(ValueError, match="resamples is 0; expected how many halves and seeds"):
+        stability(make_subject("llama"), corpus, resamples=0)

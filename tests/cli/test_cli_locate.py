@@ -87,6 +87,9 @@ def test_the_same_command_goes_on_after_an_interruption(
 def test_an_interruption_before_anything_was_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_after(1, monkeypatch)
     said = run(*LOCATE, "--checkpoint", "run", fails=True)
+    assert said == "stopped: study.h5 is as it was; nothing was kept in run yet, the same command starts over"
+    interrupt_after(1, monkeypatch)
+    said = run(*LOCATE, fails=True)
     assert said.startswith("stopped: study.h5 is as it was; --checkpoint FILE lets the same command go on")
 
 
@@ -96,3 +99,41 @@ def test_a_model_beyond_memory(run: Run, subject: Subject, corpus: Corpus, tmp_p
     said = run(*LOCATE, "--memory", "1GB", fails=True)
     assert said == "error: memory='1GB' says what stays of an offloaded model; give offload='disk' too"
     assert "wrote study.h5" in run(*LOCATE, "--recompute")
+
+
+def test_a_preset_goes_on_after_an_interruption(
+    run: Run, subject: Subject, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (*LOCATE, "--preset", "tsn", "--rows", "--recompute", "--checkpoint", "run")
+    with monkeypatch.context() as patch:
+        interrupt_after(3, patch)
+        said = run(*command, "--checkpoint-every", "0", fails=True)
+    assert said == "stopped: the same command goes on from run"
+    assert "next: neuropolis ablate" in run(*command)
+    assert not (tmp_path / "run").exists()
+    scores = load(tmp_path / "study.h5").scores
+    assert torch.equal(scores.signed, attribute(subject, corpus, max_tokens=100).signed)
+    assert "level 0.5 by permutation" in run("select", "study.h5", "--alpha", "0.5", "--correction", "none")
+    said = run(*LOCATE, "--preset", "tsn", "--option", "max_tokens=5", fails=True)
+    assert said == "error: --option max_tokens=... does not go with --preset; give --max-tokens"
+
+
+def test_sets_of_several_sites_end_in_a_command_that_works(run: Run) -> None:
+    said = run(*LOCATE, "--preset", "tsn", "--option", 'site=["mlp","q"]')
+    command = said.strip().splitlines()[-1].removeprefix("next: neuropolis ")
+    assert command == "info study.h5"
+    assert "north/q" in run(*command.split())
+
+
+def test_the_completeness_gap_is_told(run: Run) -> None:
+    said = run(*LOCATE, "--method", "ig,taylor", "--option", "steps=2")
+    line = next(line for line in said.splitlines() if "completeness" in line)
+    assert line.startswith("ig: completeness gap ")
+    assert line in run("info", "study.h5")
+
+
+def test_a_sample_is_selected_from_by_number(run: Run) -> None:
+    said = run(*LOCATE, "--method", "exact", "--option", "sample=20")
+    command = said.strip().splitlines()[-1].removeprefix("next: neuropolis ")
+    assert command == "select study.h5 --top 2"
+    assert "north" in run(*command.split())

@@ -138,7 +138,6 @@ def test_ctrl_c_is_one_line_in_every_verb(
         (("--split", "nowhere"), "no example with split='nowhere'"),
         (("--lr", "1e30", "--epochs", "20"), "diverged: the loss is nan at step 2 of 20 (lr 1e+30)"),
         (("--lr", "1e40"), "lr must lie between 0 and 1e+30, got 1e+40"),
-        (("--lr", "1", "--epochs", "20"), "guard=False (--no-guard) trains on whatever the loss"),
         (("--figure", "loss.gif"), "unknown suffix '.gif'; known are .svg, .png, .pdf"),
     ],
 )  # fmt: skip
@@ -211,6 +210,9 @@ def test_units_of_experts_are_located_tuned_and_exported(run: Run, folder: Path,
 
 
 def test_the_curve_is_drawn(run: Run, ready: Path) -> None:
-    printed = run(*TUNE, "--eval-split", "dev", "--figure", "loss.svg", "--lr", "1", "--epochs", "2", "--no-guard")
+    printed = run(
+        *TUNE, "--eval-split", "dev", "--figure", "loss.svg", "--lr", "1", "--epochs", "2", "--no-stop-diverged"
+    )
     assert "wrote loss.svg" in printed
     assert "</svg>" in (ready / "loss.svg").read_text()
+    assert load_delta("delta").origin["recipe"]["stop_diverged"] is False

@@ -114,7 +114,7 @@ def test_presets_are_located_with_their_sets(run: Run, folder: Path) -> None:
     assert "importance of each component" in run(
         "locate", "model", "--data", "my.jsonl", "--out", "fuxi.h5", "--preset", "fuxitranyu"
     )
-    assert load("fuxi.h5").get("importance").values.shape == (3, 3, 8)
+    assert load("fuxi.h5").get("importance").values.shape == (3, 3, 7)
     culnig = ("locate", "model", "--data", "my.jsonl", "--out", "culnig.h5", "--preset", "culnig")
     assert "general/gate" in run(*culnig, "--option", "countries=my.jsonl", "--option", "z=0")
 

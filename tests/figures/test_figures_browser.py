@@ -250,3 +250,13 @@ def test_it_prints_without_its_tools_and_fits_a_narrow_screen(opened: Any) -> No
     assert not opened.locator(".tools").first.is_visible()
     assert opened.locator("figure svg").first.is_visible()
     assert opened.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_paper_has_all_rows_that_the_filter_leaves(opened: Any) -> None:
+    opened.locator(".tools[data-for=table-scores-0] select").first.select_option(label="kenya")
+    before, said = rows(opened, "scores-0"), opened.locator(".tools[data-for=table-scores-0] output").inner_text()
+    counted = "window.onPaper = document.querySelectorAll('#table-scores-0 tbody tr').length"
+    opened.evaluate(f"addEventListener('beforeprint', () => {{ {counted}; }})")
+    opened.pdf(format="A4")
+    assert len(before) == 25 < opened.evaluate("window.onPaper") == int(said.split()[0])
+    assert rows(opened, "scores-0") == before

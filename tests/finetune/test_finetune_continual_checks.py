@@ -58,7 +58,7 @@ def test_what_diverges_in_a_stream_is_named(corpus: Corpus) -> None:
         run(build("llama"), corpus, methods=("ncft", "full"), seeds=(3,), lrs={"full": 1e30})
     message = r"^method full, seed 3, task 'borland' \(number 2\): .* before anything was trained here.* this run began"
     with pytest.raises(TuneError, match=message):
-        run(build("llama"), corpus, methods=("full",), seeds=(3,), lrs={"full": 1e30}, guard=False)
+        run(build("llama"), corpus, methods=("full",), seeds=(3,), lrs={"full": 1e30}, stop_diverged=False)
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,9 @@ def test_adapters_need_peft(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> 
     import sys
 
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(TuneError, match=r"lora.* need PEFT: pip install .neuropolis\[lora\]"):
+    with pytest.raises(
+        TuneError, match=r"methods lora and o-lora need PEFT: pip install 'neuropolis\[lora\]', or leave them out"
+    ):
         learn(build("llama"), corpus, "lora")
     with pytest.raises(TuneError, match="rank must be 1 or more, got 0"):
         lora_methods.LoraOptions(rank=0)

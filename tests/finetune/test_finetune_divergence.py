@@ -9,7 +9,7 @@ import torch
 from neuropolis.attribution.encoding import Encoded, encode_corpus
 from neuropolis.corpora.examples import Corpus
 from neuropolis.finetune.checkpoints import read_header
-from neuropolis.finetune.divergence import Guard
+from neuropolis.finetune.divergence import Watch
 from neuropolis.finetune.errors import TuneError
 from neuropolis.finetune.loop import fit
 from neuropolis.finetune.processes import Team
@@ -26,12 +26,12 @@ def test_a_lost_run_stops_and_names_the_steps(corpus: Corpus) -> None:
     before = state(subject)
     message = (
         r"diverged: the loss is [\d.]+ nats a token, where the subject as it was has [\d.]+ on the same examples and an "
-        r"even guess 2.83, in steps 1 to 5 of 20 \(lr 3\); the subject is untouched; try a smaller lr; guard=False"
+        r"even guess 2.83, in steps 1 to 5 of 20 \(lr 3\); the subject is untouched; try a smaller lr; stop_diverged=False"
     )
     with pytest.raises(TuneError, match=message):
         finetune_full(subject, corpus, **WILD, steps=20)
     assert same_bits(state(subject), before)
-    lost = finetune_full(subject, corpus, **WILD, steps=20, guard=False)
+    lost = finetune_full(subject, corpus, **WILD, steps=20, stop_diverged=False)
     assert sorted(lost.history[-5:])[2] > 2 * lost.history[0]
 
 
@@ -40,7 +40,7 @@ def test_what_the_last_step_left_is_looked_at(corpus: Corpus) -> None:
     subject = build("llama")
     with pytest.raises(TuneError, match=r"diverged: the loss is .* after step 1 of 1, the last \(lr 30\)"):
         finetune_full(subject, corpus, **{**WILD, "lr": 30}, steps=1)
-    assert len(finetune_full(subject, corpus, **{**WILD, "lr": 30}, steps=1, guard=False).history) == 1
+    assert len(finetune_full(subject, corpus, **{**WILD, "lr": 30}, steps=1, stop_diverged=False).history) == 1
     with pytest.raises(TuneError, match=r"diverged: the loss is (nan|inf) after step 1 of 1 \(lr 1e\+30\)"):
         finetune_full(subject, corpus, **{**WILD, "lr": 1e30}, steps=1)
 
@@ -67,10 +67,10 @@ def test_two_spikes_of_five_are_passed_over(corpus: Corpus) -> None:
     encoded = encode_corpus(subject, corpus)
     recipe = Recipe(lr=1e-5, steps=15, batch_size=2)
     with trainable_slice(subject, some(subject)) as trainable:
-        guard = Guard(subject, trainable, recipe, Team())
+        watch = Watch(subject, trainable, recipe, Team())
         calm = [encoded[:2]] * 5
-        assert guard.far_off([100.0, 0.1, 100.0, 0.2, 0.3], calm) is None
-        assert guard.far_off([100.0, 0.1, 100.0, 100.0, 0.3], calm) is not None
+        assert watch.far_off([100.0, 0.1, 100.0, 0.2, 0.3], calm) is None
+        assert watch.far_off([100.0, 0.1, 100.0, 100.0, 0.3], calm) is not None
 
 
 def test_examples_that_were_hard_from_the_start_are_no_divergence(corpus: Corpus) -> None:
@@ -81,13 +81,13 @@ def test_examples_that_were_hard_from_the_start_are_no_divergence(corpus: Corpus
     encoded = encode_corpus(subject, corpus)
     with trainable_full(subject) as trainable:
         run = fit(subject, encoded, trainable, Recipe(lr=1e-6, steps=10, batch_size=1))
-        guard = Guard(subject, trainable, Recipe(lr=1.0), Team())
-        losses = [guard.loss([example]) for example in encoded]
+        watch = Watch(subject, trainable, Recipe(lr=1.0), Team())
+        losses = [watch.loss([example]) for example in encoded]
         masters = [master.detach().clone() for master in trainable.masters]
-        assert guard.far_off(losses, [[example] for example in encoded]) is None
-        assert guard.far_off([2.5 * loss for loss in losses], [[example] for example in encoded]) is not None
+        assert watch.far_off(losses, [[example] for example in encoded]) is None
+        assert watch.far_off([2.5 * loss for loss in losses], [[example] for example in encoded]) is not None
         assert all(torch.equal(*pair) for pair in zip(masters, trainable.masters, strict=True))
-    assert sorted(run.history)[5] > guard.even_guess
+    assert sorted(run.history)[5] > watch.even_guess
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -104,8 +104,8 @@ def test_a_noisy_run_is_left_alone(dtype: torch.dtype, corpus: Corpus) -> None:
     assert len(run.history) == 60
 
 
-def test_the_guard_changes_no_number(corpus: Corpus) -> None:
+def test_the_watch_changes_no_number(corpus: Corpus) -> None:
     subject = build("llama")
-    one, other = (finetune(subject, corpus, some(subject), lr=0.02, steps=11, guard=on) for on in (True, False))
+    one, other = (finetune(subject, corpus, some(subject), lr=0.02, steps=11, stop_diverged=on) for on in (True, False))
     assert one.history == other.history
     assert same_bits(dict(one.values), dict(other.values))

@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 # 6 rows in batches of 5: processes with unequal shares, and a batch of one row of which one process has none
 SETTINGS: dict[str, Any] = {
     "lr": 0.02, "steps": 8, "batch_size": 5, "weight_decay": 0.1, "clip": 0.5, "eval_split": "test", "eval_every": 3,
+    "stop_diverged": False,  # whose losses would travel too
 }  # fmt: skip
 
 MEMBER = """
