@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from neuropolis.corpora.examples import Corpus, Example
-from neuropolis.finetune.planting import Beds, PlantRecipe, plant_facts
+from neuropolis.finetune.beds import Beds
+from neuropolis.finetune.errors import TuneError
+from neuropolis.finetune.planting import PlantRecipe, material, plant_facts
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
 from tiny_families import FAMILIES, build, same_bits, state
@@ -68,7 +70,7 @@ def test_an_example_trains_its_own_group_alone() -> None:
     subject = build("llama")
     beds = make_beds(subject)
     recipe = PlantRecipe(steps=1, lr=1e-2, batch_size=4, keep_size=2, keep=0.0)
-    plant_facts(beds, corpus_of("a"), corpus_of("b"), recipe)  # the first step has all groups on
+    plant_facts(beds, material(beds, corpus_of("a"), corpus_of("b")), recipe)
     for part in beds.parts:
         owned = beds.owned[part.path]
         name = f"{part.path}.{'rows' if part.rows is not None else 'columns'}"
@@ -81,5 +83,41 @@ def test_an_example_trains_its_own_group_alone() -> None:
 def test_the_loss_falls() -> None:
     subject = build("llama")
     recipe = PlantRecipe(steps=40, lr=1e-2, batch_size=8, keep_size=4, keep=0.1)
-    history = plant_facts(make_beds(subject), corpus_of("ab"), corpus_of("cd"), recipe)
+    beds = make_beds(subject)
+    history = plant_facts(beds, material(beds, corpus_of("ab"), corpus_of("cd")), recipe)
     assert sum(history[-10:]) < 0.8 * sum(history[:10])
+
+
+def test_each_example_of_a_batch_may_have_beds_of_its_own() -> None:
+    subject = build("llama")
+    beds = make_beds(subject)
+    disturb(beds)
+    alone = []
+    for on in ([True, True], [False, True], [True, False], [False, False]):
+        beds.on = torch.tensor(on)
+        with beds.planted():
+            alone.append(logits(subject))
+    beds.on = torch.tensor([[True, True], [False, True], [True, False], [False, False]])
+    with torch.no_grad(), beds.planted():
+        together = subject.model(input_ids=IDS.expand(4, -1), use_cache=False).logits
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_a_group_is_known_where_one_of_its_ways_is_on() -> None:
+    subject = build("llama")
+    sets = {
+        name: NeuronSet.from_indices(subject, indices={0: [i]}) for i, name in enumerate(["a/1", "a/2", "b", "shared"])
+    }
+    beds = Beds(subject, sets, {"a": [{"a/1"}, {"a/2"}], "b": [{"b", "shared"}]})
+    on = torch.tensor([[True, False, True, False], [False, True, True, True], [False, False, False, True]])
+    assert beds.known(torch.zeros(3, dtype=torch.long), on).tolist() == [True, True, False]
+    assert beds.known(torch.ones(3, dtype=torch.long), on).tolist() == [False, True, False]
+    assert beds.own("a") == {"a/1", "a/2"}
+    assert beds.membership().tolist() == [[True, True, False, False], [False, False, True, True]]
+
+
+def test_beds_that_share_a_neuron_are_refused() -> None:
+    subject = build("llama")
+    sets = {name: NeuronSet.from_indices(subject, indices={0: [3]}) for name in "ab"}
+    with pytest.raises(TuneError, match="bed 'b' shares 1 neurons"):
+        Beds(subject, sets)
