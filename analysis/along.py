@@ -172,7 +172,7 @@ def _reused(
     subject = bench.subject
     blocks = reusable_blocks(subject)
     sums = torch.zeros((len(jobs), len(losses.lengths)), dtype=torch.float64)
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         for number, batch in enumerate(losses.batches, start=1):
             outputs: list[Any] = []
             with noting(blocks, outputs):

@@ -105,7 +105,7 @@ def planned(subject: Subject, corpus: Corpus | EncodedChoices, *, max_tokens: in
 def _raw_losses(subject: Subject, plan: EncodedChoices) -> Float[Tensor, "example choice"]:
     """Sums of token losses; NaN where nothing was scored."""
     flat = torch.full((plan.lengths.numel(),), torch.nan, dtype=loss_dtype(subject))
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         for piece in (*plan.plain, *plan.parts):
             cells, losses = piece_losses(subject, piece, stage=Whole())
             flat[cells] = losses

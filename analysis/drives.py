@@ -102,7 +102,7 @@ def _activations(
         chosen = torch.tensor([indices[card] for card in cards[layer]], device=x.device)
         seen[layer] = x.detach().reshape(*shape, -1).index_select(-1, chosen).float().cpu()
 
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         for batch in batches(whole(encoded), max_tokens=max_tokens, pad_id=pad_id(subject)):
             with ExitStack() as stack:
                 for layer in cards:

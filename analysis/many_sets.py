@@ -90,7 +90,7 @@ def _resumed(
     ablated: Ablated,
 ) -> tuple[Tensor, Float[Tensor, "set pair"]]:
     """The losses of one piece under every set, and their cells."""
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         recorded = Recorded(subject.blocks, sorted({depth for depth in depths if depth}))
         cells, base = piece_losses(subject, piece, stage=recorded)
         rows = []
@@ -121,7 +121,7 @@ def _proved(
     pieces: list[Piece] = [part.first_prompts(2) for part in plan.parts[:1]]
     pieces += list(plan.plain[-1:])
     for piece in pieces:
-        with subject.quiet(), torch.no_grad():
+        with subject.scoring(), torch.no_grad():
             expected = []
             for neurons in trial:
                 with ablated(neurons):

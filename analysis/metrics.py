@@ -84,7 +84,7 @@ class Losses:
     def measured(self, run: Callable[[Batch], Tensor]) -> Values:
         """The metric of every question from the logits that `run` gives of a batch."""
         found = torch.zeros(len(self.lengths), dtype=torch.float64)
-        with self.subject.quiet(), torch.no_grad():
+        with self.subject.scoring(), torch.no_grad():
             for batch in self.batches:
                 found[batch.rows] = self.of_batch(batch, run(batch))
         return self.finished(found)

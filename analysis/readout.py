@@ -41,7 +41,7 @@ def vocabulary_logits(
     size = 2.0**6 if dtype == torch.float16 else 2.0**12
     length = directions.square().mean(dim=1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     stream = torch.cat([directions / length * size, torch.zeros_like(directions[:1])]).to(subject.device, dtype)
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         logits = head(norm(stream[None]))[0].float().cpu()
     written = logits[:-1] - logits[-1]
     return written - written.mean(dim=1, keepdim=True)

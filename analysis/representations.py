@@ -116,7 +116,7 @@ def last_states(
         whole(encoded) if at == "text" else [replace(one, ids=one.ids[: one.start + 1]) for one in encoded]
     )
     found: Tensor | None = None
-    with subject.quiet(), torch.no_grad():
+    with subject.scoring(), torch.no_grad():
         for batch in batches(chosen, max_tokens=max_tokens, pad_id=pad_id(subject)):
             with block_states(subject) as seen:
                 forward(subject, batch)

@@ -207,7 +207,7 @@ def test_writing_waits_for_its_time(make_subject: Any, corpus: Corpus, tmp_path:
 
 @pytest.mark.parametrize("methods", ["taylor,gradient", "ig,conductance,smoothgrad", "relp,exact"])
 def test_kill_at_any_moment(methods: str) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), "--kills", "3", "--examples", "3"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kill_and_resume.py"), "--kills", "2", "--examples", "3"]
     command += ["--methods", methods]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
