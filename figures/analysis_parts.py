@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,6 +38,8 @@ def sets(study: Study) -> Part:
 def effects(found: Effects) -> Part:
     """Effects of silencing every set, on every group."""
     interval, rows = found.interval(), found.summary()
+    if found.base.dtype != torch.bool:  # not right or wrong
+        return _of_another_metric(found, interval)
     caption = (
         f"Change of accuracy in percentage points when a set is silenced (kind {found.kind}), with its 95 % interval "
         "(bootstrap over items). * marks changes that are worse than those by the matched controls (one-sided sign-flip "
@@ -61,6 +63,24 @@ def effects(found: Effects) -> Part:
         )
     cells = result_tables.effect_cells_table(found, interval)
     return Part(words.effects_words(found, rows), headline, (picture,), (*tables, cells), notes)
+
+
+def _of_another_metric(found: Effects, interval: tuple[Any, Any]) -> Part:
+    """What another metric than accuracy says, in its own unit."""
+    unit = "percentage points" if found.unit == "share" else found.unit
+    own = [(s, g) for s, g in enumerate(found.own_group) if g is not None]
+    lines = [
+        f"Measured by {found.metric} (in {unit}) under kind {found.kind}: the change of each group's mean by each set, with its "
+        "95 % interval (bootstrap over items) and the mean change by matched controls."
+    ]
+    if own and found.controls.shape[1]:
+        p = found.corrected(cells="own")[0]
+        sure = sum(bool(float(p[s]) < plots.SIGNIFICANT) for s, _ in own)
+        lines.append(
+            f"{sure} of {len(own)} sets make their own group {found.expect} than matched controls do (one-sided, p < 0.05 after "
+            "Holm)."
+        )
+    return Part(tuple(lines), tables=(result_tables.metric_cells_table(found, interval),))
 
 
 def overlap(found: Overlap) -> Part:

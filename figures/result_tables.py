@@ -69,6 +69,24 @@ def effect_cells_table(effects: Effects, interval: tuple[Any, Any]) -> Table:
     return Table("effect-cells", "Every set on every group (p one-sided, Benjamini-Hochberg over all cells)", columns)
 
 
+def metric_cells_table(effects: Effects, interval: tuple[Any, Any]) -> Table:
+    """Every set on every group by another metric than accuracy, in the metric's unit."""
+    shape, scale = effects.effect.shape, effects.scale
+    unit = "%" if effects.unit == "share" else effects.unit
+    p, _ = effects.corrected(cells="all", correction=CELLS)
+    low, high = (scale * as_array(end).ravel() for end in interval)
+    columns = (
+        words("set", np.repeat(effects.sets, shape[1]), form="set", filtered=True),
+        words("questions of", np.tile(effects.groups, shape[0]), filtered=True),
+        numbers(f"{effects.metric} before ({unit})", scale * effects.mean_base.expand(shape).flatten(), ".3f"),
+        numbers(f"{effects.metric} after ({unit})", scale * effects.mean_ablated.flatten(), ".3f"),
+        numbers("change", scale * effects.effect.flatten(), "+.3f"), numbers("95 % interval", low, "+.3f", high=high),
+        numbers("change by controls", scale * effects.control_effect.flatten(), "+.3f"),
+        p_values("p against controls", p.flatten()),
+    )  # fmt: skip
+    return Table("effect-cells", "Every set on every group (p one-sided, Benjamini-Hochberg over all cells)", columns)
+
+
 def overlap_table(overlap: Overlap) -> Table:
     """Every pair of sets: overlap, chance, interval of chance and p."""
     first, second = torch.triu_indices(len(overlap.groups), len(overlap.groups), offset=1)
