@@ -51,7 +51,7 @@ class SubjectLM(HFLM):
     def _under_condition(self, answer: Callable[..., Any], requests: list[Any], disable_tqdm: bool) -> Any:
         if not requests:
             return []
-        with self.subject.scoring(), torch.no_grad(), self.condition():
+        with self.subject.quiet(), torch.no_grad(), self.condition():
             return answer(requests, disable_tqdm=disable_tqdm or not self.bars)
 
     def get_model_info(self) -> dict[str, Any]:

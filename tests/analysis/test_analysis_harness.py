@@ -6,6 +6,7 @@ import copy
 import random
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from neuropolis.finetune.training import finetune
 from neuropolis.neurons.errors import SetError, SubjectError
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
-from neuropolis.neurons.subject import Subject, load_model
+from neuropolis.neurons.subject import Subject
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: the extra 'harness' has it")
 
@@ -141,10 +142,9 @@ def test_a_models_own_state_is_left_alone(subject: Subject, half: NeuronSet) -> 
 
 
 def test_a_corpus_as_a_task_gives_our_own_accuracies(subject: Subject, corpus: Corpus, tmp_path: Path) -> None:
-    with torch.no_grad():  # an FFN that answers depend on
-        for block in subject.model.model.layers:
-            block.mlp.down_proj.weight.mul_(30)
-    subject = load_model((subject.model, subject.tokenizer))
+    letters = (" a", " b", " c", " d")  # of one length, so that small changes of the loss change the answer
+    rows = [replace(e, choices=letters, answer=letters[i % 4], answer_index=i % 4) for i, e in enumerate(corpus)]
+    corpus = Corpus(tuple(rows), "toy")
     half = NeuronSet.from_indices(subject, site="mlp", indices={0: range(24), 2: range(24)})
     path = harness_task(corpus, tmp_path, per_group=True)
     states = random.getstate(), torch.get_rng_state()
