@@ -23,7 +23,7 @@ from neuropolis.finetune.training import finetune
 from neuropolis.neurons.errors import SetError, SubjectError
 from neuropolis.neurons.interventions import intervene
 from neuropolis.neurons.sets import NeuronSet
-from neuropolis.neurons.subject import Subject
+from neuropolis.neurons.subject import Subject, load_model
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: the extra 'harness' has it")
 
@@ -145,7 +145,11 @@ def test_a_corpus_as_a_task_gives_our_own_accuracies(subject: Subject, corpus: C
     letters = (" a", " b", " c", " d")  # of one length, so that small changes of the loss change the answer
     rows = [replace(e, choices=letters, answer=letters[i % 4], answer_index=i % 4) for i, e in enumerate(corpus)]
     corpus = Corpus(tuple(rows), "toy")
-    half = NeuronSet.from_indices(subject, site="mlp", indices={0: range(24), 2: range(24)})
+    with torch.no_grad():  # an FFN that answers depend on
+        for block in subject.model.model.layers:
+            block.mlp.down_proj.weight.mul_(30)
+    subject = load_model((subject.model, subject.tokenizer))
+    half = NeuronSet.from_indices(subject, site="mlp", indices={0: range(48), 1: range(40), 2: range(48)})
     path = harness_task(corpus, tmp_path, per_group=True)
     states = random.getstate(), torch.get_rng_state()
     ticks: list[tuple[int, int]] = []
