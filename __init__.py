@@ -81,9 +81,13 @@ if TYPE_CHECKING:
     from .corpora.examples import Corpus as Corpus
     from .corpora.examples import CorpusError as CorpusError
     from .corpora.examples import Example as Example
+    from .corpora.formats import Reading as Reading
+    from .corpora.formats import formats as formats
+    from .corpora.formats import read_format as read_format
+    from .corpora.formats import register_format as register_format
     from .corpora.jsonl import write_jsonl as write_jsonl
     from .corpora.loading import load_corpus as load_corpus
-    from .corpora.o_lora import read_o_lora as read_o_lora
+    from .corpora.readers.o_lora import read_o_lora as read_o_lora
     from .corpora.translations import language_pairs as language_pairs
     from .corpora.translations import parallel_corpus as parallel_corpus
     from .figures.comparison import compare_page as compare_page
@@ -155,6 +159,7 @@ _HOME = {
     "Overlap": "analysis.overlap",
     "PairNeurons": "attribution.language_pairs",
     "RankAgreement": "analysis.ranks",
+    "Reading": "corpora.formats",
     "Redundancy": "analysis.redundancy",
     "Reference": "neurons.interventions",
     "Representations": "analysis.representations",
@@ -195,6 +200,7 @@ _HOME = {
     "fidelity": "attribution.fidelity",
     "finetune": "finetune.training",
     "finetune_full": "finetune.training",
+    "formats": "corpora.formats",
     "harness_task": "analysis.harness_tasks",
     "in_common": "attribution.selection",
     "intervene": "neurons.interventions",
@@ -222,9 +228,11 @@ _HOME = {
     "preset": "attribution.presets",
     "proportion": "finetune.studies",
     "rank_agreement": "analysis.ranks",
-    "read_o_lora": "corpora.o_lora",
+    "read_format": "corpora.formats",
+    "read_o_lora": "corpora.readers.o_lora",
     "redundancy": "analysis.redundancy",
     "reference": "attribution.activations",
+    "register_format": "corpora.formats",
     "register_method": "attribution.methods",
     "relevant_layers": "attribution.layer_change",
     "report": "figures.report",

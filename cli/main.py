@@ -14,6 +14,7 @@ from . import (
     ablate,
     compare,
     continual,
+    corpus,
     curves,
     demo,
     evaluate,
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 for verb in (
     demo, locate, fidelity, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap, similarity,
-    represent, redundancy, neuron, report, info,
+    represent, redundancy, neuron, report, info, corpus,
 ):  # fmt: skip
     verb.add(app)
 

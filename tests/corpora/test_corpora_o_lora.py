@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from neuropolis.corpora.examples import CorpusError
 from neuropolis.corpora.loading import load_corpus
-from neuropolis.corpora.o_lora import is_o_lora, read_o_lora
+from neuropolis.corpora.readers.o_lora import is_o_lora, read_o_lora
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "o_lora_cl" / "CL_Benchmark"
 

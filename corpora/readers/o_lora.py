@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .examples import Corpus, CorpusError, Example
+from ..examples import Corpus, CorpusError, Example
+from ..formats import Dropped, Reading, gather, register_format
 
 PARTS = ("train", "dev", "test")
 UNDECIDED = "-"  # MNLI's rows on which its annotators did not agree
@@ -31,7 +32,22 @@ def read_o_lora(path: str | os.PathLike[str], *, template: str = TEMPLATE) -> Co
 
     Raises CorpusError with the file and the row for what is not as described.
     """
-    root = Path(path)
+    return read_o_lora_files(Path(path), template=template).corpus
+
+
+@register_format(
+    "o-lora",
+    title="continual-learning benchmarks in O-LoRA's layout (CATEGORY/TASK/train.json, labels.json)",
+    source="https://github.com/cmnfriend/O-LoRA",
+    licence="MIT (the corpora keep their own terms)",
+    looks=is_o_lora,
+)
+def read_o_lora_files(
+    path: Path, *, template: Annotated[str, "Prompt, with {sentence} and {options} in it."] = TEMPLATE
+) -> Reading:
+    """A folder of this layout with the rows left out (label "-": its annotators did not agree); see `read_o_lora`."""
+    root = path
+    dropped: list[Dropped] = []
     if "{sentence}" not in template:
         raise CorpusError(f"the template {template!r} has no {{sentence}} in it")
     examples: list[Example] = []
@@ -41,10 +57,11 @@ def read_o_lora(path: str | os.PathLike[str], *, template: str = TEMPLATE) -> Co
         if not found:
             raise CorpusError(f"{folder}: holds labels.json but none of {', '.join(f'{part}.json' for part in PARTS)}")
         for part in found:
-            examples += _examples(folder / f"{part}.json", folder.name, part, labels, template)
-    if not examples:
+            for made in _examples(folder / f"{part}.json", folder.name, part, labels, template):
+                (examples if isinstance(made, Example) else dropped).append(made)
+    if not examples and not dropped:
         raise CorpusError(f"{root}: no labels.json in it or below; expected a benchmark in O-LoRA's layout")
-    return Corpus(tuple(examples), name=root.name)
+    return gather(examples, name=root.name, dropped=dropped)
 
 
 def _labels(root: Path) -> Iterator[Path]:
@@ -59,7 +76,7 @@ def _label_list(file: Path) -> list[str]:
     return labels
 
 
-def _examples(file: Path, task: str, part: str, labels: list[str], template: str) -> Iterator[Example]:
+def _examples(file: Path, task: str, part: str, labels: list[str], template: str) -> Iterator[Example | Dropped]:
     rows = _json(file)
     if not isinstance(rows, list) or not rows:
         raise CorpusError(f"{file}: expected a list of rows with 'sentence' and 'label', found {str(rows)[:80]}")
@@ -69,6 +86,7 @@ def _examples(file: Path, task: str, part: str, labels: list[str], template: str
         if not isinstance(sentence, str) or not sentence.strip():
             raise CorpusError(f"{file}, row {number}: expected a text under 'sentence', found {str(row)[:80]}")
         if row.get("label") == UNDECIDED:
+            yield Dropped(f"{file}, row {number}", f"the label {UNDECIDED!r}: its annotators did not agree")
             continue
         if row.get("label") not in labels:
             raise CorpusError(

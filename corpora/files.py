@@ -1,0 +1,125 @@
+"""Files of benchmarks read strictly: text that must be UTF-8, JSON, tables with named columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .examples import CorpusError
+
+Row = Mapping[str, str]
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file without a byte order mark; CorpusError says which line is not UTF-8."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise CorpusError(
+            f"{path}, line {line}: not UTF-8, found byte 0x{data[error.start]:02x}; save the file as UTF-8"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CorpusError(f"{path}: cannot be read as JSON ({error}); is the file whole?") from error
+
+
+def read_json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of a JSON Lines file, or of a JSON file that holds a list of objects, each with where it stands."""
+    text = read_text(path)
+    listed = text.lstrip().startswith("[")
+    values = enumerate(read_json(path), start=1) if listed else _json_lines(path, text)
+    for number, value in values:
+        where = f"{path}, {'row' if listed else 'line'} {number}"
+        if not isinstance(value, Mapping):
+            raise CorpusError(f"{where}: expected an object, found {str(value)[:60]!r}")
+        yield where, value
+
+
+def read_table(path: Path, *, columns: tuple[str, ...], delimiter: str | None = None) -> list[tuple[str, Row]]:
+    """The rows of a CSV or TSV file with a header that names at least `columns`, each with where it stands.
+
+    The delimiter is a tab for `.tsv` and a comma otherwise unless given. Raises CorpusError for a column that is missing
+    and for a row with more or fewer fields than the header.
+    """
+    delimiter = delimiter or ("\t" if path.suffix == ".tsv" else ",")
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    lines = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=quoting)
+    try:
+        header = [name.strip() for name in next(lines, [])]
+        rows = [(f"{path}, line {lines.line_num}", fields) for fields in lines if fields]
+    except csv.Error as error:
+        raise CorpusError(f"{path}, line {lines.line_num}: cannot be read as a table ({error})") from error
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise CorpusError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(header) or 'none'}")
+    for where, fields in rows:
+        if len(fields) != len(header):
+            raise CorpusError(f"{where}: expected {len(header)} fields, found {len(fields)}; is the row cut off?")
+    return [(where, dict(zip(header, fields, strict=True))) for where, fields in rows]
+
+
+def files_in(path: Path, *patterns: str) -> list[Path]:
+    """The file itself, or the files of a folder that match any of the patterns, in order; CorpusError when none does."""
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise CorpusError(f"{path}: no such file or folder")
+    found = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+    if not found:
+        raise CorpusError(f"{path}: no file in it matches {' or '.join(patterns)}")
+    return found
+
+
+def text_at(row: Mapping[str, Any], name: str, where: str) -> str:
+    """A field that must be a text with more than blanks in it, without the blanks around."""
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise CorpusError(f"{where}: expected a text under {name!r}, found {str(value)[:60]!r}")
+    return value.strip()
+
+
+def header_of(path: Path) -> tuple[str, ...]:
+    """The first line of a text file split at tabs or commas; empty for what is not a text file. For `looks`."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="strict") as file:
+            line = file.readline(20_000).strip("\r\n")
+    except (OSError, UnicodeDecodeError):
+        return ()
+    names = next(csv.reader([line], delimiter="\t" if "\t" in line else ","), [])
+    return tuple(name.strip() for name in names)
+
+
+def first_json(path: Path) -> Any:
+    """The first object of a JSON or JSON Lines file, None for what is not one. For `looks`."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.read(200_000).lstrip()
+        return json.JSONDecoder().raw_decode(head[1:].lstrip() if head.startswith("[") else head)[0]
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            cut = "; the file ends in the middle of this line, it may have been cut off" if number == len(lines) else ""
+            raise CorpusError(f"{path}, line {number}: not JSON ({error.args[0]}), found {line[:40]!r}{cut}") from None
