@@ -54,5 +54,5 @@ def _border(text: str) -> tuple[str, str]:
     """The first word and the rest with its blank; the first character in scripts that may not part words (no case)."""
     space = next((place for place, char in enumerate(text) if char.isspace()), len(text))
     caseless = text[:1].lower() == text[:1].upper() and not text[:1].isascii()
-    place = 1 if caseless and space > 40 or caseless and space == len(text) else space
+    place = 1 if (caseless and space > 40) or (caseless and space == len(text)) else space
     return text[:place], text[place:]
