@@ -47,21 +47,23 @@ def read_o_lora_files(
 ) -> Reading:
     """A folder of this layout with the rows left out (label "-": its annotators did not agree); see `read_o_lora`."""
     root = path
-    dropped: list[Dropped] = []
     if "{sentence}" not in template:
         raise CorpusError(f"the template {template!r} has no {{sentence}} in it")
-    examples: list[Example] = []
+    made: list[Example | Dropped] = []
     for file in _labels(root):
         folder, labels = file.parent, _label_list(file)
         found = [part for part in PARTS if (folder / f"{part}.json").is_file()]
         if not found:
             raise CorpusError(f"{folder}: holds labels.json but none of {', '.join(f'{part}.json' for part in PARTS)}")
         for part in found:
-            for made in _examples(folder / f"{part}.json", folder.name, part, labels, template):
-                (examples if isinstance(made, Example) else dropped).append(made)
-    if not examples and not dropped:
+            made += _examples(folder / f"{part}.json", folder.name, part, labels, template)
+    if not made:
         raise CorpusError(f"{root}: no labels.json in it or below; expected a benchmark in O-LoRA's layout")
-    return gather(examples, name=root.name, dropped=dropped)
+    return gather(
+        [one for one in made if isinstance(one, Example)],
+        name=root.name,
+        dropped=[one for one in made if isinstance(one, Dropped)],
+    )
 
 
 def _labels(root: Path) -> Iterator[Path]:

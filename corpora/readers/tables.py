@@ -178,7 +178,7 @@ def _dataset(name: str, subset: str | None, part: str | None) -> list[tuple[str,
     if part is not None and part not in parts:
         raise CorpusError(f"the dataset {name!r} has no split {part!r}; it has {', '.join(map(str, parts))}")
     return [
-        (f"{name} {split}, row {number}", {**row, "__split__": str(split)})
+        (f"{name} {split}, row {number}", {**dict(row), "__split__": str(split)})
         for split, rows in parts.items()
         if part in (None, split)
         for number, row in enumerate(rows, start=1)
