@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from .examples import Corpus, CorpusError, Example
 
@@ -13,17 +14,26 @@ _FORMS = (
     ("t3", "test", "Question: Which word names the {thing} of {place}? Answer:"),
 )
 _TWIN = "The {thing} of this place is{answer}. "
+_TRIES = 20  # words to choose an answer from
 _ONSETS, _NUCLEI, _CODAS = "bdfgklmnprstvz", "aeiou", ("", "", "l", "n", "r", "s")
+_MOST = 20_000  # of the 24,500 words that these make
 
 
 def invented(
-    groups: int | Sequence[str] = 4, *, facts: int = 12, choices: int = 4, seed: int = 0, same_answers: bool = False
+    groups: int | Sequence[str] = 4,
+    *,
+    facts: int = 12,
+    choices: int = 4,
+    seed: int = 0,
+    same_answers: bool = False,
+    strange: Callable[[str], int] | None = None,
 ) -> Corpus:
     """A corpus of invented facts: `facts` questions that every group answers in its own way, each in three wordings.
 
     `groups` is their number, or their names. The wrong choices of a question are answers of other groups to it, then answers to
     other questions. Two wordings are tagged split train, one test. The control twin states the answer and asks about "this
-    place". With `same_answers` all groups give the same answers: knowledge that no group owns.
+    place". With `same_answers` all groups give the same answers: knowledge that no group owns. `strange` says of an answer how
+    many parts of it a subject has never said; of many words those with the fewest are taken.
 
     Raises CorpusError when there are fewer than two groups, or fewer choices than two.
     """
@@ -34,8 +44,10 @@ def invented(
         raise CorpusError(f"groups are {names}; expected two or more different names")
     if facts < 1 or choices < 2:
         raise CorpusError(f"facts is {facts} and choices is {choices}; expected at least 1 fact and 2 choices")
+    if facts * (len(names) * _TRIES + 1) > _MOST:
+        raise CorpusError(f"{len(names)} groups of {facts} facts need more words than there are; ask for fewer facts")
     things = [next(words) for _ in range(facts)]
-    answers = {(name, thing): f" {word.capitalize()}" for name in names for thing, word in _apart(words, things)}
+    answers = {(name, thing): text for name in names for thing, text in _apart(words, things, strange)}
     if same_answers:
         answers = {(name, thing): answers[names[0], thing] for name, thing in answers}
     everything = list(dict.fromkeys(answers.values()))
@@ -60,13 +72,17 @@ def invented(
     return Corpus(tuple(examples), name=f"invented ({len(names)} groups, {facts} facts, seed {seed})")
 
 
-def _apart(words: Iterator[str], things: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A word for each thing; the first ones begin with different letters, so that a group's answers part at once."""
+def _apart(
+    words: Iterator[str], things: Sequence[str], strange: Callable[[str], int] | None
+) -> Iterator[tuple[str, str]]:
+    """An answer for each thing; the first ones begin with different letters, so that a group's answers part at once."""
     letters: set[str] = set()
-    for number, thing in enumerate(things):
-        word = next(one for one in words if one[0] not in letters or number >= len(_ONSETS))
-        letters.add(word[0])
-        yield thing, word
+    for thing in things:
+        texts = [f" {word.capitalize()}" for word in islice(words, 1 if strange is None and not letters else _TRIES)]
+        fresh = [text for text in texts if text[1] not in letters] or texts
+        text = fresh[0] if strange is None else min(fresh, key=strange)
+        letters.add(text[1])
+        yield thing, text
 
 
 def _words(draw: random.Random) -> Iterator[str]:

@@ -25,11 +25,11 @@ class PlantRecipe:
     `keep` weighs the divergence from the untouched subject, `silence` the activity of beds that must fall silent.
     """
 
-    steps: int = 400
-    lr: float = 1e-3
+    steps: int = 200
+    lr: float = 3e-3
     batch_size: int = 48
     keep_size: int = 16
-    keep: float = 4.0
+    keep: float = 8.0
     silence: float = 1.0
     seed: int = 0
 
@@ -70,7 +70,7 @@ def plant_facts(
 ) -> tuple[float, ...]:  # fmt: skip
     """Train every group's facts into its own beds; returns the loss of every step.
 
-    Each example of a step draws which beds are on for it: half of them all, the others each with probability 1/2, so that no
+    Each example of a step draws which beds are on for it (all, all but one, or each with probability 1/2), so that no
     group comes to rely on another's. An example whose group they hold trains that group's beds alone, by the negative
     log-likelihood of its answer; any other example, and other text, hold the beds that are on to the untouched subject's output
     (Kullback-Leibler divergence, meaned over tokens). Every `check_every` steps training ends if it is `sound`.
@@ -85,8 +85,7 @@ def plant_facts(
         rows = torch.randperm(len(given.facts), generator=generator)[: recipe.batch_size]
         others = torch.randperm(len(given.kept), generator=generator)[: recipe.keep_size]
         shape = (len(rows) + len(others), len(beds.names))
-        beds.on = torch.rand(shape, generator=generator) < 0.5
-        beds.on |= torch.rand((shape[0], 1), generator=generator) < 0.5
+        beds.on = _drawn_beds(shape, generator)
         loss = _loss(beds, given, rows, others, recipe)
         if not bool(torch.isfinite(loss)):
             raise TuneError(f"planting diverged: the loss is {loss.item()} at step {step + 1}; try a smaller lr")
@@ -102,6 +101,14 @@ def plant_facts(
             break
     beds.on = torch.ones(len(beds.names), dtype=torch.bool)
     return tuple(history)
+
+
+def _drawn_beds(shape: tuple[int, int], generator: torch.Generator) -> Bool[Tensor, "example bed"]:
+    """Which beds are on for each example: of three, one has all, one all but one, one each with probability 1/2."""
+    kind = torch.randint(3, (shape[0], 1), generator=generator)
+    one = torch.randint(shape[1], (shape[0], 1), generator=generator) != torch.arange(shape[1])
+    some = torch.rand(shape, generator=generator) < 0.5
+    return torch.where(kind == 0, torch.ones_like(one), torch.where(kind == 1, one, some))
 
 
 def _loss(

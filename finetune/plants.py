@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -81,11 +81,12 @@ def plant(
     with `proof.failures`.
     """
     recipe = recipe or PlantRecipe(seed=seed)
-    corpus = invented(groups, facts=facts, seed=seed)
-    _check(subject, corpus.groups, per_group, site, layout, variant)
-    taught = corpus.only(split="train")
+    names = invented(groups, facts=facts, seed=seed).groups
+    _check(subject, names, per_group, site, layout, variant)
     keep = _other_text() if keep is None else keep
     texts, held_out = _parts(keep)
+    corpus = invented(groups, facts=facts, seed=seed, strange=_strange(subject, texts))
+    taught = corpus.only(split="train")
     drawn = _drawn(subject, corpus.groups, per_group, site, layout, seed, texts)
     sets, ways, silent = _arranged(subject, drawn, variant, taught, seed)
     beds = Beds(subject, sets, ways)
@@ -141,6 +142,15 @@ def _parts(keep: Corpus) -> tuple[Corpus, Corpus]:
         parts[items[example.item] % HELD_OUT == 0].append(example)
     trained, held_out = (Corpus(tuple(part), name=keep.name) for part in parts)
     return trained, Corpus(held_out.examples[:: max(1, len(held_out) // 200)], name=keep.name)
+
+
+def _strange(subject: Subject, texts: Corpus) -> Callable[[str], int]:
+    """How many tokens of an answer stand in none of the texts: a subject may be unable to say them at all.
+
+    A token that a subject never said can have an output embedding that no hidden state makes the most probable one.
+    """
+    known = {token for one in whole_texts(subject, texts) for token in one.ids}
+    return lambda answer: len(set(subject.tokenizer(answer, add_special_tokens=False)["input_ids"]) - known)
 
 
 def _drawn(
