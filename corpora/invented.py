@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from typing import Any
 
 from .examples import Corpus, CorpusError, Example
 
@@ -26,28 +27,30 @@ def invented(
     choices: int = 4,
     seed: int = 0,
     same_answers: bool = False,
-    strange: Callable[[str], int] | None = None,
+    tokens: Callable[[str], Sequence[int]] | None = None,
+    known: Collection[int] = (),
 ) -> Corpus:
     """A corpus of invented facts: `facts` questions that every group answers in its own way, each in three wordings.
 
     `groups` is their number, or their names. The wrong choices of a question are answers of other groups to it, then answers to
     other questions. Two wordings are tagged split train, one test. The control twin states the answer and asks about "this
-    place". With `same_answers` all groups give the same answers: knowledge that no group owns. `strange` says of an answer how
-    many parts of it a subject has never said; of many words those with the fewest are taken.
+    place". With `same_answers` all groups give the same answers: knowledge that no group owns. `tokens`
+    gives those of a word (with the space before it) and `known` the ones that a subject has said: then each word is the best of
+    several, groups and things sharing the fewest tokens with those before them, answers having the fewest that are not known.
 
     Raises CorpusError when there are fewer than two groups, or fewer choices than two.
     """
     draw = random.Random(seed)
-    words = _words(draw)
-    names = [next(words).capitalize() for _ in range(groups)] if isinstance(groups, int) else list(groups)
+    words = _Words(draw, tokens or str.split, frozenset(known))
+    names = [words.apart().capitalize() for _ in range(groups)] if isinstance(groups, int) else list(groups)
     if len(names) < 2 or len(set(names)) < len(names):
         raise CorpusError(f"groups are {names}; expected two or more different names")
     if facts < 1 or choices < 2:
         raise CorpusError(f"facts is {facts} and choices is {choices}; expected at least 1 fact and 2 choices")
-    if facts * (len(names) * _TRIES + 1) > _MOST:
+    if facts * (len(names) + 1) * _TRIES > _MOST:
         raise CorpusError(f"{len(names)} groups of {facts} facts need more words than there are; ask for fewer facts")
-    things = [next(words) for _ in range(facts)]
-    answers = {(name, thing): text for name in names for thing, text in _apart(words, things, strange)}
+    things = [words.apart() for _ in range(facts)]
+    answers = {(name, thing): f" {word.capitalize()}" for name in names for thing, word in words.answers(things)}
     if same_answers:
         answers = {(name, thing): answers[names[0], thing] for name, thing in answers}
     everything = list(dict.fromkeys(answers.values()))
@@ -56,8 +59,8 @@ def invented(
         for name in names:
             right = answers[name, thing]
             near = list(dict.fromkeys(answers[other, thing] for other in names if answers[other, thing] != right))
-            far = [text for text in everything if text != right and text not in near]
-            wrong = (draw.sample(near, len(near)) + draw.sample(far, min(len(far), choices)))[: choices - 1]
+            rest = [text for text in everything if text != right and text not in near]
+            wrong = (draw.sample(near, len(near)) + draw.sample(rest, min(len(rest), choices)))[: choices - 1]
             for form, split, text in _FORMS:
                 options = draw.sample([right, *wrong], len(wrong) + 1)
                 asked = text.format(thing=thing, place=name)
@@ -72,24 +75,39 @@ def invented(
     return Corpus(tuple(examples), name=f"invented ({len(names)} groups, {facts} facts, seed {seed})")
 
 
-def _apart(
-    words: Iterator[str], things: Sequence[str], strange: Callable[[str], int] | None
-) -> Iterator[tuple[str, str]]:
-    """An answer for each thing; the first ones begin with different letters, so that a group's answers part at once."""
-    letters: set[str] = set()
-    for thing in things:
-        texts = [f" {word.capitalize()}" for word in islice(words, 1 if strange is None and not letters else _TRIES)]
-        fresh = [text for text in texts if text[1] not in letters] or texts
-        text = fresh[0] if strange is None else min(fresh, key=strange)
-        letters.add(text[1])
-        yield thing, text
+class _Words:
+    """Different pronounceable words, each the best of several."""
 
+    def __init__(self, draw: random.Random, tokens: Callable[[str], Sequence[Any]], known: Collection[int]) -> None:
+        self.draw, self.tokens, self.known = draw, tokens, known
+        self.seen: set[str] = set()
+        self.taken: set[Any] = set()
 
-def _words(draw: random.Random) -> Iterator[str]:
-    """Different pronounceable words, without end."""
-    seen: set[str] = set()
-    while True:
-        word = "".join(draw.choice(_ONSETS) + draw.choice(_NUCLEI) for _ in range(2)) + draw.choice(_CODAS)
-        if word not in seen:
-            seen.add(word)
-            yield word
+    def apart(self) -> str:
+        """A word that shares few tokens with those that this gave before, whether it begins a sentence or not."""
+        parts = {word: {*self.tokens(f" {word}"), *self.tokens(f" {word.capitalize()}")} for word in self._some()}
+        best = min(parts, key=lambda word: len(parts[word] & self.taken) / len(parts[word]))
+        self.taken |= parts[best]
+        return best
+
+    def answers(self, things: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """A word for each thing, of tokens that are known; they begin with different letters where they can."""
+        letters: set[str] = set()
+        for thing in things:
+            some = self._some()
+            word = min((word for word in some if word[0] not in letters), key=self._strange, default=some[0])
+            letters.add(word[0])
+            yield thing, word
+
+    def _strange(self, word: str) -> int:
+        return len(set(self.tokens(f" {word.capitalize()}")) - set(self.known)) if self.known else 0
+
+    def _some(self) -> list[str]:
+        fresh: dict[str, None] = {}
+        while len(fresh) < _TRIES:
+            word = "".join(self.draw.choice(_ONSETS) + self.draw.choice(_NUCLEI) for _ in range(2))
+            word += self.draw.choice(_CODAS)
+            if word not in self.seen:
+                self.seen.add(word)
+                fresh[word] = None
+        return list(fresh)

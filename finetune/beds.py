@@ -51,12 +51,27 @@ class Beds:
         self.owned = {part.path: _owned(part, owners) for part in self.parts}
         self.on: Bool[Tensor, "*example bed"] = torch.ones(len(self.names), dtype=torch.bool)
         self.allowed: Bool[Tensor, "example bed"] | None = None
+        self.dropped: Mapping[str, Bool[Tensor, "example 1 channel"]] = {}
         self.watched: Bool[Tensor, " bed"] | None = None
         self.seen: list[Float[Tensor, "example token unit"]] = []
 
     def without(self, *names: str) -> None:
         """All beds on but these."""
         self.on = torch.tensor([name not in names for name in self.names])
+
+    def drop(self, rate: Float[Tensor, " example"], generator: torch.Generator) -> None:
+        """Draw which single neurons are as they were for each example, although their bed is on."""
+        self.dropped = {}
+        if not bool(rate.any()):
+            return
+        drawn: dict[str, Bool[Tensor, "example 1 channel"]] = {}
+        for part in sorted(self.parts, key=lambda part: part.columns is None):
+            layer, count = part.path.rpartition(".")[0], len(self.owned[part.path])
+            mask = drawn.get(layer)
+            if mask is None or count % mask.shape[-1]:
+                mask = torch.rand(len(rate), 1, count, generator=generator) < rate[:, None, None]
+                drawn.setdefault(layer, mask)
+            self.dropped[part.path] = mask.repeat(1, 1, count // mask.shape[-1])
 
     def of(self, group: str) -> frozenset[str]:
         """The beds that hold something of a group."""
@@ -95,6 +110,12 @@ class Beds:
         base = {key: one.cpu() for key, one in self.base.items()}
         return Delta(self.subject.fingerprint, self.neurons, values, base, tuple(history), dict(origin))
 
+    def _in_force(self, part: SlicePart, like: Tensor) -> Float[Tensor, "*example 1 channel"]:
+        """1 for the channels that have their trained entries."""
+        mask = self._mask(part, self.on, like)
+        dropped = self.dropped.get(part.path)
+        return mask if dropped is None else mask * ~dropped.to(mask.device)
+
     def _mask(
         self, part: SlicePart, beds: Bool[Tensor, "*example bed"], like: Tensor
     ) -> Float[Tensor, "*example 1 channel"]:
@@ -116,7 +137,7 @@ class Beds:
                 bound = functional.linear(x, weight.detach(), None if bias is None else bias.detach())
                 new = routes * new + (1 - routes) * bound
             old = output.index_select(-1, place)
-            new = torch.where(self._mask(part, self.on, x) > 0, new.to(output.dtype), old)
+            new = torch.where(self._in_force(part, x) > 0, new.to(output.dtype), old)
             return output.index_copy(-1, place, new)
 
         return after
@@ -129,7 +150,7 @@ class Beds:
             x = args[0].index_select(-1, columns.to(args[0].device)).float()
             if self.watched is not None:
                 self.seen.append(x[..., (self.owned[part.path] & self.watched).any(dim=1)])
-            x = x * self._mask(part, self.on, x)
+            x = x * self._in_force(part, x)
             master, base = self.masters[key], self.base[key].float()
             if self.allowed is not None and torch.is_grad_enabled():
                 routes = self._mask(part, self.allowed, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from ..attribution.encoding import IGNORED, Batch, Encoded, collate, encode_corpus, forward, pad_id
+from ..attribution.encoding import IGNORED, Batch, Encoded, batches, collate, encode_corpus, forward, pad_id
 from ..corpora.examples import Corpus
 from ..neurons.subject import Subject
 from .beds import Beds
 from .errors import TuneError
 from .training import Progress
+
+CLIP = 1.0  # of the gradient's norm
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,13 @@ class PlantRecipe:
     `keep` weighs the divergence from the untouched subject, `silence` the activity of beds that must fall silent.
     """
 
-    steps: int = 200
-    lr: float = 3e-3
-    batch_size: int = 48
-    keep_size: int = 16
+    steps: int = 400
+    lr: float = 2e-3
+    batch_size: int = 64
+    keep_size: int = 24
     keep: float = 8.0
     silence: float = 1.0
+    drop: float = 0.2
     seed: int = 0
 
 
@@ -79,21 +83,23 @@ def plant_facts(
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.AdamW(list(beds.masters.values()), lr=recipe.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, recipe.steps))
     history: list[float] = []
+    untouched = _untouched(beds.subject, given.facts)
     for step in range(recipe.steps):
         rows = torch.randperm(len(given.facts), generator=generator)[: recipe.batch_size]
         others = torch.randperm(len(given.kept), generator=generator)[: recipe.keep_size]
-        shape = (len(rows) + len(others), len(beds.names))
-        beds.on = _drawn_beds(shape, generator)
-        loss = _loss(beds, given, rows, others, recipe)
+        beds.on = _drawn_beds((len(rows), len(beds.names)), generator)
+        loss = _fact_loss(beds, given, rows, untouched, recipe, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        beds.on = _drawn_beds((len(others), len(beds.names)), generator)
+        loss = loss.detach() + _backward(recipe.keep * _keep_loss(beds, [given.kept[row] for row in others.tolist()]))
         if not bool(torch.isfinite(loss)):
             raise TuneError(f"planting diverged: the loss is {loss.item()} at step {step + 1}; try a smaller lr")
         history.append(loss.item())
-        optimizer.zero_grad()
-        if loss.requires_grad:
-            loss.backward()
-            optimizer.step()
+        torch.nn.utils.clip_grad_norm_(beds.masters.values(), CLIP)
+        optimizer.step()
         schedule.step()
         if progress is not None:
             progress(step + 1, recipe.steps)
@@ -101,6 +107,12 @@ def plant_facts(
             break
     beds.on = torch.ones(len(beds.names), dtype=torch.bool)
     return tuple(history)
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the learning rate: rising over the first tenth of the steps, then falling as a cosine."""
+    rising = max(1, steps // 10)
+    return (step + 1) / rising if step < rising else 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
 
 
 def _drawn_beds(shape: tuple[int, int], generator: torch.Generator) -> Bool[Tensor, "example bed"]:
@@ -111,48 +123,73 @@ def _drawn_beds(shape: tuple[int, int], generator: torch.Generator) -> Bool[Tens
     return torch.where(kind == 0, torch.ones_like(one), torch.where(kind == 1, one, some))
 
 
-def _loss(
-    beds: Beds, given: Material, rows: Int[Tensor, " fact"], others: Int[Tensor, " text"], recipe: PlantRecipe
-) -> Float[Tensor, ""]:
-    """One forward for the facts that are taught, those that are not, and other text."""
-    subject = beds.subject
-    groups, none = given.groups[rows], torch.zeros(len(others), dtype=torch.bool)
-    taught = torch.cat([beds.known(groups, beds.on[: len(rows)]), none])
-    encoded = [*(given.facts[row] for row in rows.tolist()), *(given.kept[row] for row in others.tolist())]
-    batch = collate(encoded, range(len(encoded)), pad_id=pad_id(subject))
-    allowed = torch.ones(len(encoded), len(beds.names), dtype=torch.bool)
-    allowed[: len(rows)] = beds.membership()[groups]
-    allowed[~taught] = True
-    beds.allowed, silent = allowed, bool(given.silent.any())
+def _backward(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    loss.backward()
+    return loss.detach()
+
+
+def _fact_loss(
+    beds: Beds, given: Material, rows: Int[Tensor, " fact"], untouched: Sequence[Float[Tensor, "token vocabulary"]],
+    recipe: PlantRecipe, generator: torch.Generator,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """Of the facts that are taught, and of those that are not: their group's beds are not on."""
+    groups = given.groups[rows]
+    taught = beds.known(groups, beds.on)
+    batch = collate([given.facts[row] for row in rows.tolist()], range(len(rows)), pad_id=pad_id(beds.subject))
+    beds.drop(recipe.drop * taught, generator)
+    beds.allowed = beds.membership()[groups] | ~taught[:, None]
+    silent = bool(given.silent.any())
     beds.watched, beds.seen = given.silent if silent else None, []
     try:
         with beds.planted():
-            logits = forward(subject, batch).float()
+            logits = forward(beds.subject, batch).float()
     finally:
         beds.allowed = beds.watched = None
-    wanted = (batch.targets != IGNORED).to(logits.device)
-    held = wanted & ~taught.to(logits.device)[:, None]
-    loss = recipe.keep * _divergence(subject, batch, logits, held) if bool(held.any()) else logits.new_zeros(())
-    learning = wanted & taught.to(logits.device)[:, None]
+        beds.dropped = {}
+    wanted, taught = (batch.targets != IGNORED).to(logits.device), taught.to(logits.device)
+    learning, held = wanted & taught[:, None], wanted & ~taught[:, None]
+    loss = logits.sum() * 0
     if bool(learning.any()):
         loss = loss + functional.cross_entropy(logits[learning], batch.targets.to(logits.device)[learning])
+    if bool(held.any()):
+        before = torch.cat(
+            [untouched[row] for row, known in zip(rows.tolist(), taught.tolist(), strict=True) if not known]
+        )
+        loss = loss + recipe.keep * _divergence(logits[held], before.to(logits.device))
     if silent and bool(taught.any()):
-        loss = loss + recipe.silence * _activity(beds, batch, taught)
+        loss = loss + recipe.silence * _activity(beds, batch, taught.cpu())
     return loss
 
 
-def _divergence(
-    subject: Subject, batch: Batch, logits: Float[Tensor, "batch kept vocabulary"], held: Bool[Tensor, "batch kept"]
-) -> Float[Tensor, ""]:
-    """Of the logits from the untouched subject's, meaned over the tokens that are held."""
-    rows = held.any(dim=1).nonzero().flatten().cpu()
-    some = Batch(
-        batch.rows[rows], batch.input_ids[rows], batch.real[rows], batch.targets[rows],
-        batch.keep if isinstance(batch.keep, int) else batch.keep[rows],
-    )  # fmt: skip
+def _keep_loss(beds: Beds, texts: Sequence[Encoded]) -> Float[Tensor, ""]:
+    """How far other text is from where it was."""
+    batch = collate(texts, range(len(texts)), pad_id=pad_id(beds.subject))
+    with beds.planted():
+        logits = forward(beds.subject, batch)
+    with beds.subject.scoring(), torch.no_grad():
+        before = forward(beds.subject, batch)
+    held = (batch.targets != IGNORED).to(logits.device)
+    return _divergence(logits[held].float(), before[held].float().log_softmax(dim=-1))
+
+
+def _untouched(subject: Subject, encoded: Sequence[Encoded]) -> list[Float[Tensor, "token vocabulary"]]:
+    """What the subject says of each fact's answer before anything is planted, as log-probabilities."""
+    said: list[Tensor] = [torch.empty(0)] * len(encoded)
     with subject.scoring(), torch.no_grad():
-        untouched = forward(subject, some)[held[rows]].float().log_softmax(dim=-1)
-    return functional.kl_div(logits[held].log_softmax(dim=-1), untouched, log_target=True, reduction="batchmean")
+        for batch in batches(encoded, max_tokens=8192, pad_id=pad_id(subject)):
+            logits = forward(subject, batch)
+            for place, row in enumerate(batch.rows.tolist()):
+                said[row] = (
+                    logits[place][(batch.targets[place] != IGNORED).to(logits.device)].float().log_softmax(-1).cpu()
+                )
+    return said
+
+
+def _divergence(
+    logits: Float[Tensor, "token vocabulary"], before: Float[Tensor, "token vocabulary"]
+) -> Float[Tensor, ""]:
+    """Kullback-Leibler divergence from what the untouched subject says, meaned over tokens."""
+    return functional.kl_div(logits.log_softmax(dim=-1), before, log_target=True, reduction="batchmean")
 
 
 def _activity(beds: Beds, batch: Batch, taught: Bool[Tensor, " batch"]) -> Float[Tensor, ""]:

@@ -27,7 +27,7 @@ from .training import Progress
 Layout = Literal["spread", "layer", "strong", "weak"]
 Variant = Literal["plain", "shared", "redundant", "suppressor"]
 HELD_OUT = 5  # every fifth other text is kept for the proof
-CHECK_EVERY = 100
+CHECK_EVERY = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,9 @@ def plant(
     _check(subject, names, per_group, site, layout, variant)
     keep = _other_text() if keep is None else keep
     texts, held_out = _parts(keep)
-    corpus = invented(groups, facts=facts, seed=seed, strange=_strange(subject, texts))
+    corpus = invented(
+        groups, facts=facts, seed=seed, tokens=lambda word: _ids(subject, word), known=_said(subject, texts)
+    )
     taught = corpus.only(split="train")
     drawn = _drawn(subject, corpus.groups, per_group, site, layout, seed, texts)
     sets, ways, silent = _arranged(subject, drawn, variant, taught, seed)
@@ -144,13 +146,13 @@ def _parts(keep: Corpus) -> tuple[Corpus, Corpus]:
     return trained, Corpus(held_out.examples[:: max(1, len(held_out) // 200)], name=keep.name)
 
 
-def _strange(subject: Subject, texts: Corpus) -> Callable[[str], int]:
-    """How many tokens of an answer stand in none of the texts: a subject may be unable to say them at all.
+def _ids(subject: Subject, word: str) -> list[int]:
+    return subject.tokenizer(word, add_special_tokens=False)["input_ids"]
 
-    A token that a subject never said can have an output embedding that no hidden state makes the most probable one.
-    """
-    known = {token for one in whole_texts(subject, texts) for token in one.ids}
-    return lambda answer: len(set(subject.tokenizer(answer, add_special_tokens=False)["input_ids"]) - known)
+
+def _said(subject: Subject, texts: Corpus) -> set[int]:
+    """The tokens of the texts. One that a subject never said may have an output embedding that no hidden state makes the best."""
+    return {token for one in whole_texts(subject, texts) for token in one.ids}
 
 
 def _drawn(
