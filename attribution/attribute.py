@@ -18,7 +18,7 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.sites import Site
 from ..neurons.subject import Subject, tokenizer_fingerprint
-from . import activity, entropy, exact, paths, relevance  # noqa: F401  (their methods are registered on import)
+from . import activity, coalition, entropy, exact, paths, relevance  # noqa: F401  (their methods are registered on import)
 from .encoding import PaddingSide, encode_corpus
 from .engine import Job, NotFinite, NotFiniteRule, Progress, Reading, one_pass
 from .memory import TooLarge

@@ -13,7 +13,8 @@ from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from .exact import evaluated
 
-CONTRASTS = ("others", "controls", "z")
+CONTRASTS = ("others", "ratio", "controls", "z")
+BY = ("values", "signed", "positive")
 
 
 def select(
@@ -28,11 +29,12 @@ def select(
     """The neurons that each group depends on most.
 
     `top` is a share of the site's neurons (a float up to 1.0) or a number of neurons; `scope` takes it over all layers
-    together or in each layer; `layers` takes it from these layers only. What is ranked is `by` (absolute or signed
-    scores), after the contrast:
+    together or in each layer; `layers` takes it from these layers only. What is ranked is `by` (`values`, the mean
+    absolute scores, `signed` ones, or `positive`, the mean of the positive parts), after the contrast:
 
     - None: the scores themselves (Leng & Xiong's top k %).
     - `others`: score minus the mean score of the other groups.
+    - `ratio`: score over the mean absolute score of the other groups (to which the mean of all neurons is added).
     - `z`: that difference divided by the standard deviation over all groups (CULNIG 8.3, as a ranking); three groups at least.
     - `controls`: score minus the score on the control twins (CULNIG 8.2); needs `attribute(..., controls=True)`.
 
@@ -106,18 +108,17 @@ def _masks(sets: Mapping[str, NeuronSet]) -> Bool[Tensor, "set layer neuron"]:
 
 def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Float[Tensor, "group layer neuron"]:
     """The tensor that a selection ranks."""
-    if by not in ("values", "signed"):
-        raise SetError(f"cannot rank by {by!r}; rank by 'values' or 'signed'")
-    own = scores.values if by == "values" else scores.signed
+    if by not in BY:
+        raise SetError(f"cannot rank by {by!r}; rank by {', '.join(map(repr, BY))}")
+    own = _ranked(scores.values, scores.signed, by)
     if contrast is None:
         return own
     if contrast == "controls":
-        twin = scores.control_values if by == "values" else scores.control_signed
-        if twin is None:
+        if scores.control_values is None or scores.control_signed is None:
             raise SetError(
                 "these scores have no controls; score them with attribute(..., controls=True) (locate --controls)"
             )
-        return own - twin
+        return own - _ranked(scores.control_values, scores.control_signed, by)
     if contrast not in CONTRASTS:
         raise SetError(f"unknown contrast {contrast!r}; contrasts are None, {', '.join(CONTRASTS)}")
     if len(scores.groups) < 2:
@@ -128,11 +129,31 @@ def contrasted(scores: Scores, contrast: str | None, by: str = "values") -> Floa
         raise SetError(
             "contrast 'z' needs at least three groups: between two every difference is two standard deviations"
         )
+    if contrast == "ratio":
+        return specificity(own, scores.values)
     others = (own.sum(dim=0, keepdim=True) - own) / (len(scores.groups) - 1)
     if contrast == "others":
         return own - others
     spread = own.std(dim=0, unbiased=False, keepdim=True)
     return torch.where(spread > 0, (own - others) / spread, torch.zeros_like(own))
+
+
+def _ranked(
+    values: Float[Tensor, "group layer neuron"], signed: Float[Tensor, "group layer neuron"], by: str
+) -> Float[Tensor, "group layer neuron"]:
+    """The mean of |s|, of s, or of its positive part (|s| + s) / 2, over a group's examples."""
+    return {"values": values, "signed": signed, "positive": (values + signed) / 2}[by]
+
+
+def specificity(
+    own: Float[Tensor, "group layer neuron"], values: Float[Tensor, "group layer neuron"]
+) -> Float[Tensor, "group layer neuron"]:
+    """A group's own scores over the mean absolute score of the other groups.
+
+    The mean absolute score of all neurons is added below, so that what matters to nobody is not specific to anybody.
+    """
+    others = (values.sum(dim=0, keepdim=True) - values) / max(1, len(values) - 1)
+    return own / (others + values.mean()).clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def _allowed(layers: Iterable[int] | None, depth: int) -> Bool[Tensor, " layer"]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +37,7 @@ class PlantRecipe:
     keep: float = 8.0
     silence: float = 1.0
     drop: float = 0.2
+    noise: float = 0.1
     seed: int = 0
 
 
@@ -141,7 +144,7 @@ def _fact_loss(
     silent = bool(given.silent.any())
     beds.watched, beds.seen = given.silent if silent else None, []
     try:
-        with beds.planted():
+        with beds.planted(), _others_silenced(beds, recipe.noise * taught, generator):
             logits = forward(beds.subject, batch).float()
     finally:
         beds.allowed = beds.watched = None
@@ -159,6 +162,24 @@ def _fact_loss(
     if silent and bool(taught.any()):
         loss = loss + recipe.silence * _activity(beds, batch, taught.cpu())
     return loss
+
+
+@contextmanager
+def _others_silenced(
+    beds: Beds, rate: Float[Tensor, " example"], generator: torch.Generator
+) -> Iterator[None]:
+    """Silence neurons of no bed at random for each example, so that its facts do not come to hang on them."""
+    site = beds.subject.site(beds.neurons.site)
+    with ExitStack() as stack:
+        for layer, tap in enumerate(site.taps if bool(rate.any()) else ()):
+            kept = torch.rand(len(rate), 1, site.width, generator=generator) >= rate[:, None, None]
+            kept |= beds.neurons.mask[layer]
+            stack.enter_context(tap.attached(partial(_kept, kept=kept)))
+        yield
+
+
+def _kept(x: Float[Tensor, "example token neuron"], *, kept: Bool[Tensor, "example 1 neuron"]) -> Tensor:
+    return x * kept.to(x)
 
 
 def _keep_loss(beds: Beds, texts: Sequence[Encoded]) -> Float[Tensor, ""]:
