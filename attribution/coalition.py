@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,12 +11,14 @@ from torch import Tensor
 
 from ..neurons.sites import Site
 from .bounds import check_seed, check_whole, is_number
-from .engine import Job, RunBatch, begin, one_pass
+from .engine import Job, begin, one_pass
 from .methods import Method, register_method
 from .paths import _as_it_is, _backward, _generator, _gradient, _take, held
 from .readings import Reading, Run
 from .selection import specificity
 from .sums import Sums
+
+STRIDE = 7919  # between the seeds of draws
 
 
 @register_method("coalition", reads="job")
@@ -25,8 +26,7 @@ def coalition(
     job: Job,
     site: Site,
     *,
-    draws: int = 8,
-    warm: int = 4,
+    draws: int = 12,
     candidates: float = 0.03,
     off: float = 0.8,
     seed: int = 0,
@@ -41,62 +41,64 @@ def coalition(
     over coalitions of the candidates (Banzhaf 1965; semivalues). This project's own; docs/calibration.md says what it finds.
 
     The candidates are the `candidates` share of the site's neurons of a group whose mean positive part is largest beside the
-    mean absolute score of the other groups. They are found in the intact model and anew in `warm` passes of one coalition
-    each. An example's coalitions follow from `seed` and its tokens. Control twins are scored beside the candidates
-    of their own group. Cost: 1 + `warm` + `draws` forwards and backwards. Memory: twice the site's activations of a batch.
+    mean absolute score of the other groups (`specificity`), in the intact model and in the coalitions so far. An example's
+    coalitions follow from `seed` and its tokens. Control twins are scored beside the candidates of their own group.
+
+    Cost: 1 + `draws` forwards and backwards. Memory: twice the site's activations of a batch.
     """
     check_whole("draws", draws, least=1, of="how many coalitions to average")
-    check_whole("warm", warm, least=0, of="how many passes to look for candidates")
     check_seed(seed)
     for name, value in (("candidates", candidates), ("off", off)):
         if not is_number(value) or not 0 < value <= 1:
             raise ValueError(f"{name} is {value!r}; expected a share above 0, up to 1")
-    reading = Reading(Method("coalition", "gradient", _as_it_is), site, job.tokens, keep_rows=False)
+    reading = Reading(Method("coalition", "gradient", _as_it_is), site, job.tokens, job.keep_rows)
     count = max(1, round(candidates * site.num_layers * site.width))
-    alone = replace(job, keep_rows=False, progress=None)
-    none = torch.zeros((job.num_groups, site.num_layers, site.width), dtype=torch.bool)
-    sums = one_pass(alone, [reading], run=_run(none, off=off, draws=(0,), seed=seed))[0]
-    for number in range(warm):
-        chosen = _candidates(job, sums, count)
-        found = one_pass(alone, [reading], run=_run(chosen, off=off, draws=(number,), seed=seed))[0]
-        for mine, more in zip((sums.absolute, sums.signed), (found.absolute, found.signed), strict=True):
-            mine += more
-    chosen = _candidates(job, sums, count)
-    draw = tuple(range(warm, warm + draws))
-    last = replace(reading, keep_rows=job.keep_rows)
-    return one_pass(job, [last], checkpoint=job.checkpoint, run=_run(chosen, off=off, draws=draw, seed=seed))[0]
+
+    def scored(silent: Bool[Tensor, "group layer neuron"] | None, draw: int) -> Sums:
+        state = job.checkpoint.part(f"draw{draw}") if job.checkpoint is not None else None
+        run = partial(_batch, chosen=silent, off=off, seed=seed + STRIDE * draw)
+        return one_pass(job, [reading], checkpoint=state, run=run)[0]
+
+    intact, total = scored(None, 0), None
+    for draw in range(1, draws + 1):
+        sums = scored(_candidates(job, intact, total, count), draw)
+        total = sums if total is None else _added(total, sums)
+    assert total is not None
+    for tensor in (total.absolute, total.signed, total.squares, total.rows):
+        if tensor is not None:
+            tensor /= draws
+    return total
 
 
-def _candidates(job: Job, sums: Sums, count: int) -> Bool[Tensor, "group layer neuron"]:
-    """The neurons of each group that matter most to it beside the other groups; of a twin's group those of its question's."""
+def _added(total: Sums, more: Sums) -> Sums:
+    for name in ("absolute", "signed", "squares", "rows"):
+        if getattr(total, name) is not None:
+            getattr(total, name).add_(getattr(more, name))
+    total.scored.logical_and_(more.scored)
+    return total
+
+
+def _candidates(job: Job, intact: Sums, total: Sums | None, count: int) -> Bool[Tensor, "group layer neuron"]:
+    """The most specific neurons of each group so far; of a twin's group those of its question's."""
     real = job.num_groups if job.twins_from is None else job.twins_from
-    values, signed, _ = sums.means()
-    found = torch.zeros(values.shape, dtype=torch.bool)
+    values, signed, _ = intact.means()
+    if total is not None:
+        more, also, _ = total.means()
+        values, signed = values + more, signed + also
     share = specificity((values[:real] + signed[:real]) / 2, values[:real]).flatten(1)
-    found[:real] = torch.zeros_like(share, dtype=torch.bool).scatter_(1, share.topk(count).indices, True).reshape(
-        real, *values.shape[1:]
-    )  # fmt: skip
-    for twin in range(real, job.num_groups):
-        found[twin] = found[twin - real]
-    return found
-
-
-def _run(chosen: Bool[Tensor, "group layer neuron"], *, off: float, draws: Sequence[int], seed: int) -> RunBatch:
-    return partial(_batch, chosen=chosen, off=off, draws=draws, seed=seed)
+    chosen = torch.zeros_like(share, dtype=torch.bool).scatter_(1, share.topk(count).indices, True)
+    chosen = chosen.reshape(real, *values.shape[1:])
+    return chosen[torch.arange(job.num_groups) % real]
 
 
 def _batch(
-    job: Job, readings: Sequence[Reading], rows: Sequence[int], *, chosen: Bool[Tensor, "group layer neuron"],
-    off: float, draws: Sequence[int], seed: int,
+    job: Job, readings: Sequence[Reading], rows: Sequence[int], *, chosen: Bool[Tensor, "group layer neuron"] | None,
+    off: float, seed: int,
 ) -> Run:  # fmt: skip
     run, site = begin(job, readings, rows), readings[0].site
-    total: dict[int, Tensor] = {}
-    for draw in draws:
-        silent = _silent(job, run, chosen, off=off, seed=seed + 7919 * draw)
-        for layer, part in _contributions(job, run, site, silent).items():
-            total[layer] = total[layer] + part if layer in total else part
-    for layer in sorted(total):
-        _take(run, layer, total[layer] / len(draws))
+    silent = None if chosen is None else _silent(job, run, chosen, off=off, seed=seed)
+    for layer, part in _contributions(job, run, site, silent).items():
+        _take(run, layer, part)
     return run
 
 
@@ -112,7 +114,7 @@ def _silent(
 
 
 def _contributions(
-    job: Job, run: Run, site: Site, silent: Bool[Tensor, "batch layer neuron"]
+    job: Job, run: Run, site: Site, silent: Bool[Tensor, "batch layer neuron"] | None
 ) -> dict[int, Float[Tensor, "*token neuron"]]:
     """Gradient at what is left after silencing, times what the neuron would have done."""
     full: dict[int, Tensor] = {}
@@ -120,6 +122,8 @@ def _contributions(
     def put(layer: int, x: Tensor) -> Tensor:
         if layer not in full:
             full[layer] = x.detach()
+        if silent is None:
+            return x
         wide = x.reshape(*run.real.shape, -1)
         return wide.masked_fill(silent[:, layer].to(x.device)[:, None], 0).reshape(x.shape)
 
