@@ -27,7 +27,7 @@ def coalition(
     site: Site,
     *,
     draws: int = 12,
-    candidates: float = 0.03,
+    candidates: float = 0.015,
     off: float = 0.8,
     seed: int = 0,
 ) -> Sums:
