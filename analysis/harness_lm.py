@@ -15,9 +15,10 @@ from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImpo
 from ..neurons.subject import Subject
 
 Condition = Callable[[], AbstractContextManager[Any]]
+_HFLM: Any = HFLM  # its registering decorator hides its type
 
 
-class SubjectLM(HFLM):
+class SubjectLM(_HFLM):
     """The harness's own HFLM over a subject's module and tokenizer, with a condition on in every request.
 
     The condition (an intervention, a delta) is entered for each call of `loglikelihood`, `loglikelihood_rolling` and

@@ -69,16 +69,21 @@ def _cells(found: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def _documents(found: Mapping[str, Any], cell: Cell) -> list[tuple[str, str, float]]:
-    """(document, what it is about, its value) of a cell, where every document has one number."""
-    rows = [row for row in found["samples"].get(cell.task, ()) if row["filter"] == cell.filter]
-    rows = [row for row in rows if isinstance(row.get(cell.metric), Real)]
-    if len(rows) != cell.num_samples:
-        return []
-    item = [row["doc"].get("item") if isinstance(row["doc"], Mapping) else None for row in rows]
-    return [
-        (row["doc_hash"], f"doc {row['doc_id']}" if about is None else f"item {about}", float(row[cell.metric]))
-        for row, about in zip(rows, item, strict=True)
-    ]
+    """(document, what it is about, its value) of a cell, where every document has one number; a group's are its tasks'."""
+    documents = []
+    for task in _leaves(found, cell.task):
+        for row in found["samples"].get(task, ()):
+            if row["filter"] == cell.filter and isinstance(row.get(cell.metric), Real):
+                about = row["doc"].get("item") if isinstance(row["doc"], Mapping) else None
+                cluster = f"{task} doc {row['doc_id']}" if about is None else f"item {about}"
+                documents.append((row["doc_hash"], cluster, float(row[cell.metric])))
+    return documents if len(documents) == cell.num_samples else []
+
+
+def _leaves(found: Mapping[str, Any], task: str) -> list[str]:
+    """The tasks that a group is made of, at any depth; a task itself."""
+    members = found.get("group_subtasks", {}).get(task)
+    return [task] if not members else [leaf for member in members for leaf in _leaves(found, member)]
 
 
 def _number(value: Any) -> float:

@@ -70,12 +70,14 @@ def evaluate(
 ) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars would run through ours
     from ..analysis.harness import evaluate as measure
+    from ..analysis.harness_loading import the_harness
     from ..analysis.study import save
     from ..neurons.atlas import check_target
 
     asked: list[Any] = several(tasks, "") if tasks else []
     if not asked and corpus is None:
         fail("nothing to evaluate; give --tasks (names or YAML files) or --corpus (a .jsonl file, bundled:polis)")
+    the_harness()
     sets = _sets(off or [])
     deltas = _deltas(delta or [])
     target = study or (Path(_parted(off[0])[0]) if off else None)
@@ -93,7 +95,8 @@ def evaluate(
         )  # fmt: skip
     show(found)
     if write is not None and corpus is not None:
-        wrote(asked[-1], then=f"lm_eval run --tasks {asked[-1]}")
+        wrote(asked[-1])
+        say(f"the harness itself takes it with: lm_eval run --include_path {write} --tasks {asked[-1].stem} ...")
     if target is not None:
         save(target, subject=subject, **{name: found})
         wrote(target, then=f"neuropolis info {target}")

@@ -92,6 +92,27 @@ def test_the_harness_results_become_tensors() -> None:
     assert arrays["sample_cluster"].tolist() == [0, 0, 1]
 
 
+def test_a_group_has_the_documents_of_its_tasks() -> None:
+    first, second = result([("a1", 1.0), ("b1", 0.0)]), result([("a1", 1.0)])
+    whole = {
+        "results": {
+            "u": {k: v for k, v in first["results"]["t"].items() if k.startswith("acc,")},
+            "v": {k: v for k, v in second["results"]["t"].items() if k.startswith("acc,")},
+            "g": {"acc,none": 2 / 3, "sample_len": 3},
+            "unweighted": {"acc,none": 3 / 4, "sample_len": 3},
+        },
+        "samples": {"u": first["samples"]["t"], "v": second["samples"]["t"]},
+        "n-samples": {"u": {"effective": 2}, "v": {"effective": 1}}, "versions": {}, "n-shot": {},
+        "higher_is_better": {name: {"acc": True} for name in "uvg"},
+        "group_subtasks": {"g": ["inner", "v"], "inner": ["u"], "unweighted": ["u", "v"]},
+    }  # fmt: skip
+    cells, arrays = gathered([whole], ["intact"])
+    assert [cell.task for cell in cells] == ["u", "v", "g", "unweighted"]
+    assert arrays["samples"].tolist() == [[1, 0, 1, 1, 0, 1]]
+    assert arrays["sample_cell"].tolist() == [0, 0, 1, 2, 2, 2]  # none for a mean that is not over documents
+    assert arrays["sample_cluster"].tolist() == [0, 1, 2, 3, 4, 3]
+
+
 def test_runs_of_other_documents_are_refused() -> None:
     with pytest.raises(HarnessError, match="run 's' was asked other documents than run 'intact'"):
         gathered([result([("a", 1.0), ("b", 0.0)]), result([("a", 1.0), ("c", 0.0)])], ["intact", "s"])

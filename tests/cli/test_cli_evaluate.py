@@ -20,10 +20,8 @@ Run = Callable[..., str]
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
-    import lm_eval.evaluator
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda _storage: None)
 
 
 @pytest.fixture
