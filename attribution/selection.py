@@ -14,6 +14,7 @@ from ..neurons.sets import NeuronSet
 from .exact import evaluated
 
 CONTRASTS = ("others", "ratio", "controls", "z")
+FLOOR = 0.3  # of the mean absolute score of a layer, added below a ratio
 BY = ("values", "signed", "positive")
 
 
@@ -34,7 +35,7 @@ def select(
 
     - None: the scores themselves (Leng & Xiong's top k %).
     - `others`: score minus the mean score of the other groups.
-    - `ratio`: score over the mean absolute score of the other groups (to which the mean of all neurons is added).
+    - `ratio`: score over the mean absolute score of the other groups (to which 0.3 of the layer's mean is added).
     - `z`: that difference divided by the standard deviation over all groups (CULNIG 8.3, as a ranking); three groups at least.
     - `controls`: score minus the score on the control twins (CULNIG 8.2); needs `attribute(..., controls=True)`.
 
@@ -150,10 +151,11 @@ def specificity(
 ) -> Float[Tensor, "group layer neuron"]:
     """A group's own scores over the mean absolute score of the other groups.
 
-    The mean absolute score of all neurons is added below, so that what matters to nobody is not specific to anybody.
+    A share of the layer's mean absolute score is added below, so that what matters to nobody is not specific to anybody.
     """
     others = (values.sum(dim=0, keepdim=True) - values) / max(1, len(values) - 1)
-    return own / (others + values.mean()).clamp(min=torch.finfo(values.dtype).tiny)
+    floor = FLOOR * values.mean(dim=(0, 2), keepdim=True)
+    return own / (others + floor).clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def _allowed(layers: Iterable[int] | None, depth: int) -> Bool[Tensor, " layer"]:

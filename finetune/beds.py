@@ -59,10 +59,10 @@ class Beds:
         """All beds on but these."""
         self.on = torch.tensor([name not in names for name in self.names])
 
-    def drop(self, rate: Float[Tensor, " example"], generator: torch.Generator) -> None:
-        """Draw which single neurons are as they were for each example, although their bed is on."""
+    def drop(self, rate: Float[Tensor, " example"], layers: Float[Tensor, " example"], generator: torch.Generator) -> None:
+        """Draw which single neurons, and which whole layers', are as they were for each example although their bed is on."""
         self.dropped = {}
-        if not bool(rate.any()):
+        if not bool((rate + layers).any()):
             return
         drawn: dict[str, Bool[Tensor, "example 1 channel"]] = {}
         for part in sorted(self.parts, key=lambda part: part.columns is None):
@@ -70,6 +70,7 @@ class Beds:
             mask = drawn.get(layer)
             if mask is None or count % mask.shape[-1]:
                 mask = torch.rand(len(rate), 1, count, generator=generator) < rate[:, None, None]
+                mask |= torch.rand(len(rate), 1, 1, generator=generator) < layers[:, None, None]
                 drawn.setdefault(layer, mask)
             self.dropped[part.path] = mask.repeat(1, 1, count // mask.shape[-1])
 

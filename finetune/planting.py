@@ -36,7 +36,8 @@ class PlantRecipe:
     keep_size: int = 24
     keep: float = 8.0
     silence: float = 1.0
-    drop: float = 0.2
+    drop: float = 0.1
+    layers: float = 0.0
     noise: float = 0.1
     seed: int = 0
 
@@ -115,7 +116,7 @@ def plant_facts(
 def _share(step: int, steps: int) -> float:
     """Of the learning rate: rising over the first tenth of the steps, then falling as a cosine."""
     rising = max(1, steps // 10)
-    return (step + 1) / rising if step < rising else 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+    return (step + 1) / rising if step < rising else 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 def _drawn_beds(shape: tuple[int, int], generator: torch.Generator) -> Bool[Tensor, "example bed"]:
@@ -139,7 +140,7 @@ def _fact_loss(
     groups = given.groups[rows]
     taught = beds.known(groups, beds.on)
     batch = collate([given.facts[row] for row in rows.tolist()], range(len(rows)), pad_id=pad_id(beds.subject))
-    beds.drop(recipe.drop * taught, generator)
+    beds.drop(recipe.drop * taught, recipe.layers * taught, generator)
     beds.allowed = beds.membership()[groups] | ~taught[:, None]
     silent = bool(given.silent.any())
     beds.watched, beds.seen = given.silent if silent else None, []

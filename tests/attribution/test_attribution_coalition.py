@@ -167,8 +167,8 @@ def scored(values: list[list[float]], signed: list[list[float]]) -> Scores:
 def test_ratio_and_positive_part_by_hand() -> None:
     scores = scored([[4.0, 2.0], [1.0, 1.0]], [[2.0, -2.0], [1.0, 0.0]])
     assert contrasted(scores, None, "positive").flatten().tolist() == [3.0, 0.0, 1.0, 0.5]
-    # the mean of all |scores| is 2; of the first group's others (1, 1), of the second's (4, 2)
-    expected = torch.tensor([3 / 3, 0 / 3, 1 / 6, 0.5 / 4])
+    # the mean of all |scores| is 2, 0.3 of it 0.6; the first group's others have (1, 1), the second's (4, 2)
+    expected = torch.tensor([3 / 1.6, 0 / 1.6, 1 / 4.6, 0.5 / 2.6])
     torch.testing.assert_close(contrasted(scores, "ratio", "positive").flatten(), expected)
     with pytest.raises(SetError, match="rank by 'values', 'signed', 'positive'"):
         select(scores, by="size")
