@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..attribution.attribute import attribute
-from ..attribution.selection import CONTRASTS, contrasted, select
+from ..attribution.selection import BY, CONTRASTS, contrasted, select
 from ..corpora.examples import Corpus
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
@@ -45,7 +45,7 @@ class Location:
     def __post_init__(self) -> None:
         if self.contrast == "controls":
             raise TuneError("contrast 'controls' needs no other groups; a stream takes others, z or None")
-        allowed = {"contrast": (None, *CONTRASTS), "scope": ("global", "layer"), "by": ("values", "signed")}
+        allowed = {"contrast": (None, *CONTRASTS), "scope": ("global", "layer"), "by": BY}
         for name, values in allowed.items():
             if (given := getattr(self, name)) not in values:
                 there = ", ".join(str(value) for value in values if value != "controls")
