@@ -59,7 +59,9 @@ class Beds:
         """All beds on but these."""
         self.on = torch.tensor([name not in names for name in self.names])
 
-    def drop(self, rate: Float[Tensor, " example"], layers: Float[Tensor, " example"], generator: torch.Generator) -> None:
+    def drop(
+        self, rate: Float[Tensor, " example"], layers: Float[Tensor, " example"], generator: torch.Generator
+    ) -> None:
         """Draw which single neurons, and which whole layers', are as they were for each example although their bed is on."""
         self.dropped = {}
         if not bool((rate + layers).any()):

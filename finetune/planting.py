@@ -27,18 +27,22 @@ CLIP = 1.0  # of the gradient's norm
 class PlantRecipe:
     """How planting trains: AdamW at `lr`, falling as a cosine, at most `steps` of `batch_size` facts and `keep_size` other texts.
 
-    `keep` weighs the divergence from the untouched subject, `silence` the activity of beds that must fall silent.
+    `keep` weighs the divergence from the untouched subject, `silence` the activity of beds that must fall silent. In the first
+    `hard` share of the steps a fact that is taught must do without some neurons, drawn for each example: single ones of its bed
+    (with probability `drop`), those of whole layers of its bed (`layers`), and single neurons of no bed (`noise`). So every planted
+    neuron comes to carry something, and no other neuron is needed for itself.
     """
 
     steps: int = 400
-    lr: float = 2e-3
+    lr: float = 2.5e-3
     batch_size: int = 64
     keep_size: int = 24
-    keep: float = 8.0
+    keep: float = 12.0
     silence: float = 1.0
     drop: float = 0.1
-    layers: float = 0.0
+    layers: float = 0.25
     noise: float = 0.1
+    hard: float = 0.6
     seed: int = 0
 
 
@@ -94,7 +98,8 @@ def plant_facts(
         rows = torch.randperm(len(given.facts), generator=generator)[: recipe.batch_size]
         others = torch.randperm(len(given.kept), generator=generator)[: recipe.keep_size]
         beds.on = _drawn_beds((len(rows), len(beds.names)), generator)
-        loss = _fact_loss(beds, given, rows, untouched, recipe, generator)
+        hard = float(step < recipe.hard * recipe.steps)
+        loss = _fact_loss(beds, given, rows, untouched, recipe, generator, hard)
         optimizer.zero_grad()
         loss.backward()
         beds.on = _drawn_beds((len(others), len(beds.names)), generator)
@@ -116,7 +121,11 @@ def plant_facts(
 def _share(step: int, steps: int) -> float:
     """Of the learning rate: rising over the first tenth of the steps, then falling as a cosine."""
     rising = max(1, steps // 10)
-    return (step + 1) / rising if step < rising else 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    return (
+        (step + 1) / rising
+        if step < rising
+        else 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    )
 
 
 def _drawn_beds(shape: tuple[int, int], generator: torch.Generator) -> Bool[Tensor, "example bed"]:
@@ -134,18 +143,19 @@ def _backward(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
 def _fact_loss(
     beds: Beds, given: Material, rows: Int[Tensor, " fact"], untouched: Sequence[Float[Tensor, "token vocabulary"]],
-    recipe: PlantRecipe, generator: torch.Generator,
+    recipe: PlantRecipe, generator: torch.Generator, hard: float,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Of the facts that are taught, and of those that are not: their group's beds are not on."""
     groups = given.groups[rows]
     taught = beds.known(groups, beds.on)
     batch = collate([given.facts[row] for row in rows.tolist()], range(len(rows)), pad_id=pad_id(beds.subject))
-    beds.drop(recipe.drop * taught, recipe.layers * taught, generator)
+    without = hard * taught
+    beds.drop(recipe.drop * without, recipe.layers * without, generator)
     beds.allowed = beds.membership()[groups] | ~taught[:, None]
     silent = bool(given.silent.any())
     beds.watched, beds.seen = given.silent if silent else None, []
     try:
-        with beds.planted(), _others_silenced(beds, recipe.noise * taught, generator):
+        with beds.planted(), _others_silenced(beds, recipe.noise * without, generator):
             logits = forward(beds.subject, batch).float()
     finally:
         beds.allowed = beds.watched = None
@@ -166,9 +176,7 @@ def _fact_loss(
 
 
 @contextmanager
-def _others_silenced(
-    beds: Beds, rate: Float[Tensor, " example"], generator: torch.Generator
-) -> Iterator[None]:
+def _others_silenced(beds: Beds, rate: Float[Tensor, " example"], generator: torch.Generator) -> Iterator[None]:
     """Silence neurons of no bed at random for each example, so that its facts do not come to hang on them."""
     site = beds.subject.site(beds.neurons.site)
     with ExitStack() as stack:
