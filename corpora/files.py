@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,15 @@ def files_in(path: Path, *patterns: str) -> list[Path]:
     if not found:
         raise CorpusError(f"{path}: no file in it matches {' or '.join(patterns)}")
     return found
+
+
+def holds(path: Path, *patterns: str, of: Callable[[Path], bool]) -> bool:
+    """Whether the file, or a file of the folder that matches a pattern, is `of` a layout. For `looks`."""
+    try:
+        files = [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)][:100]
+        return any(of(file) for file in files if file.is_file())
+    except OSError:
+        return False
 
 
 def text_at(row: Mapping[str, Any], name: str, where: str) -> str:
