@@ -120,3 +120,115 @@ def kobbq(folder: Path) -> Path:
     rows.append({**rows[0], "sample_id": "ses-003b-001-amb-cnt", "answer": "민수"})
     table(folder / "KoBBQ_test_samples.tsv", rows, delimiter="\t")
     return folder
+
+
+@tiny("normad")
+def normad(folder: Path) -> Path:
+    def row(id: str, country: str, label: str, rule: str = "Guests take off their shoes.") -> dict[str, str]:
+        return {
+            "ID": id, "Country": country, "Background": "long text", "Axis": "visiting", "Subaxis": "home",
+            "Value": "Respect for the home.", "Rule-of-Thumb": rule, "Story": f"Kim, at the door ({id}), kept shoes on.",
+            "Explanation": "so", "Gold Label": label,
+        }  # fmt: skip
+
+    rows = [
+        row("1", "south_korea", "no"),
+        row("2", "south_korea", "yes"),
+        row("3", "united_states_of_america", "neutral"),
+    ]
+    table(
+        folder / "normad_etiquette_final_data.csv", [*rows, row("4", "japan", "perhaps"), row("5", "japan", "no", "")]
+    )
+    return folder
+
+
+@tiny("culturalbench")
+def culturalbench(folder: Path) -> Path:
+    ask = {"question_idx": "7", "prompt_question": "What is drunk, mostly, in the UK?"}
+    options = dict(zip((f"prompt_option_{letter}" for letter in "abcd"), ("tea", "mud", "ink", "oil"), strict=True))
+    end = {"country": "United Kingdom"}
+    easy = {"data_idx": "0", **ask, **options, "answer": "A", **end}
+    same = easy | {"data_idx": "1", "prompt_option_d": "tea"}
+    hard = [
+        {"data_idx": str(number), **ask, "prompt_option": option, "answer": answer, **end}
+        for number, (option, answer) in enumerate((("tea", "TRUE"), ("mud", "FALSE"), ("", "FALSE")))
+    ]
+    table(folder / "CulturalBench-Easy.csv", [easy, same])
+    table(folder / "CulturalBench-Hard.csv", hard)
+    return folder
+
+
+@tiny("crows-pairs")
+def crows_pairs(folder: Path) -> Path:
+    def row(more: str, less: str, direction: str = "stereo") -> dict[str, str]:
+        said = {"": "0", "sent_more": more, "sent_less": less, "stereo_antistereo": direction, "bias_type": "age"}
+        return {**said, "annotations": "[['age'], []]", "anon_writer": "a0", "anon_annotators": "['a1']"}
+
+    rows = [row("The old man, they say, forgot.", "The young man, they say, forgot."), row("Old men nap.", "Kids nap.")]
+    rows += [rows[0], row("She left early", "She left", "antistereo")]
+    table(folder / "data" / "crows_pairs_anonymized.csv", rows)
+    return folder
+
+
+@tiny("blend")
+def blend(folder: Path) -> Path:
+    """Published questions, six of one country and id, and one without the order; the topics beside them."""
+    order = 'Without any explanation, choose only one. Provide as JSON format: {"answer_choice":""}'
+    options = {"A": "rice", "B": "snow", "C": "tea", "D": "wool"}
+
+    def row(number: int, *, country: str = "UK", text: str = order) -> dict[str, str]:
+        listed = "".join(f"{letter}. {option}\n" for letter, option in options.items())
+        return {
+            "MCQID": f"Al-en-02_{number}", "ID": "Al-en-02", "country": country,
+            "prompt": f"What is drunk in the {country}? {text}\n\n{listed}\nAnswer:",
+            "choices": json.dumps(options, indent=4), "choice_countries": "{}", "answer_idx": "C",
+        }  # fmt: skip
+
+    rows = [*(row(number) for number in range(6)), row(6, country="US"), row(7, country="US", text="Choose.")]
+    table(folder / "evaluation" / "mc_data" / "mc_questions_file.csv", rows)
+    asked = {"": "0", "ID": "Al-en-02", "Topic": "Food", "Source": "English (US)", "Question": "q", "Translation": "q"}
+    table(folder / "data" / "questions" / "US_questions.csv", [asked])
+    return folder
+
+
+def blend_annotations(folder: Path, *, listed: bool = False) -> Path:
+    """Six countries that agree on an answer of their own; as the repository (by id) or the dataset (a list) has them."""
+    answers = {
+        "UK": "tea",
+        "US": "Coffee",
+        "China": "soy milk",
+        "Iran": "sour tea",
+        "South_Korea": "7",
+        "Spain": "wine",
+    }
+    for country, answer in answers.items():
+        said = [{"answers": ["x"], "en_answers": [answer, f"{answer} cup"], "count": 4}]
+        said.append({"answers": ["y"], "en_answers": ["water"], "count": 1})
+        row = {"question": "?", "en_question": "What is drunk in your country?", "annotations": said}
+        idks = {"idk": 0, "no-answer": 0, "not-applicable": int(country == "Spain")}
+        rows: Any = [{"ID": "Al-en-02", **row, "idks": idks}] if listed else {"Al-en-02": row | {"idks": idks}}
+        path = folder / "data" / "annotations" / f"{country}_data.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows), "utf-8")
+    return folder
+
+
+@tiny("worldvaluesbench")
+def worldvaluesbench(folder: Path) -> Path:
+    """Five times three people of one country and two of another; replies of 9 are off the scale."""
+    question = {"category": "Values", "use_case": "value", "answer_scale_min": 1, "answer_scale_max": 3}
+    metadata = {
+        "B_COUNTRY": {"question": "Where?", "use_case": "demographic", "answer_scale_min": ""},
+        "Q1": {"question": "How important is rest, 1 to 3?", **question},
+        "Q2": {"question": "How important is work, 1 to 3?", **question},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "question_metadata.json").write_text(json.dumps(metadata), "utf-8")
+    people = [("1", "Great Britain", "2", "1"), ("2", "Great Britain", "2.0", "3"), ("3", "Great Britain", "1", "")]
+    people += [("4", "Chile", "3", "9"), ("5", "Chile", "3", "")]
+    people = [(f"{copy}{id}", *rest) for copy in range(5) for id, *rest in people]
+    demographic = [{"D_INTERVIEW": id, "A_YEAR": "2018", "B_COUNTRY": country} for id, country, *_ in people]
+    table(folder / "full" / "full_demographic_qa.tsv", demographic, delimiter="\t")
+    values = [{"D_INTERVIEW": id, "Q1": one, "Q2": two} for id, _, one, two in people]
+    table(folder / "full" / "full_value_qa.tsv", values, delimiter="\t")
+    return folder
