@@ -118,7 +118,7 @@ def read_cmoraleval(
     notes = [f"{count} labels {label!r} are none of the five categories" for label, count in unknown.items()]
     alone = sum(example.control is None for example in examples) if twin == "polarity" else 0
     if alone:
-        notes.append(f"{alone} examples have no twin: the file of the other polarity is not there")
+        notes.append(f"no twin for {alone} of {len(examples)} examples: the file of the other polarity is not there")
     return gather(examples, name="cmoraleval", dropped=dropped, notes=notes, rows=len(wanted))
 
 

@@ -96,4 +96,4 @@ def _hard(file: Path, twin: str) -> Iterator[Example | Dropped]:
 
 
 def _tags(row: Row, level: str) -> dict[str, str]:
-    return {"item": row.get("question_idx") or row["data_idx"], "split": "test", "level": level, "language": "en"}
+    return {"item": row.get("question_idx") or row["data_idx"], "level": level, "language": "en"}

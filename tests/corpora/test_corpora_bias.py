@@ -33,7 +33,7 @@ def test_kobbq_options(tmp_path: Path) -> None:
     alone = npl.load_corpus(path, format="kobbq", twin="options")[0]
     assert alone.control == alone.prompt.split("\n", 2)[2]
     lonely = npl.read_format(path, "kobbq", answer="biased")
-    assert lonely.notes == ("1 examples have no twin: their other context is not in the file",)
+    assert lonely.notes == ("no twin for 1 of 3 examples: their other context is not in the file",)
 
 
 @pytest.mark.parametrize(

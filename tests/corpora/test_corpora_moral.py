@@ -37,7 +37,7 @@ def test_the_rows_of_one_template_and_of_one_scenario_are_one_item(tmp_path: Pat
     assert (reading.rows, reading.reasons) == (7, {"no category that is one of the five": 2})
     assert reading.notes == (
         "2 labels '2,5' are none of the five categories",
-        "1 examples have no twin: the file of the other polarity is not there",
+        "no twin for 1 of 5 examples: the file of the other polarity is not there",
     )
 
 
