@@ -11,7 +11,7 @@ from .countries import country_name, with_article
 from .examples import CorpusError
 from .files import read_json, text_at
 from .formats import Dropped
-from .lettered import place_by
+from .lettered import drawn, place_by
 
 AGREED = 2  # annotators of the five who must have said an answer
 UNSURE = 2  # so many may have left the question open
@@ -75,8 +75,7 @@ def _made(country: str, id: str, row: _Asked, pool: list[str], most: int) -> Ite
     seen: set[frozenset[str]] = set()
     for attempt in range(4 * most):
         right = row.agreed[attempt % len(row.agreed)]
-        left = list(pool)
-        wrong = [left.pop(place_by(f"{country}/{id}/{attempt}/{turn}", len(left))) for turn in range(WRONG)]
+        wrong = drawn(pool, WRONG, key=f"{country}/{id}/{attempt}")
         if frozenset((right, *wrong)) in seen:
             continue
         seen.add(frozenset((right, *wrong)))

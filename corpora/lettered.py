@@ -32,6 +32,12 @@ def place_by(key: str, count: int) -> int:
     return int.from_bytes(sha256(key.encode()).digest()[:8], "big") % count
 
 
+def drawn(texts: Sequence[str], count: int, *, key: str) -> list[str]:
+    """So many of the texts (or all, when there are fewer), none twice, by the key alone."""
+    left = list(texts)
+    return [left.pop(place_by(f"{key}/{number}", len(left))) for number in range(min(count, len(left)))]
+
+
 def turned(options: Sequence[str], *, key: str) -> tuple[str, ...]:
     """The options moved on in a circle by as many places as the key says, so that no place gives the answer away."""
     start = place_by(key, len(options))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from ..countries import country_name, with_article
 from ..examples import CorpusError, Example
 from ..files import files_in, first_json, holds, read_json, text_at
 from ..formats import Reading, check_option, gather, register_format
-from ..lettered import ANSWER, letters, listed, place_by
+from ..lettered import ANSWER, drawn, letters, listed, place_by
 
 COUNTRIES = (
     "Algeria,Assam,Azerbaijan,China,Ethiopia,Greece,Indonesia,Iran,Mexico,North Korea,Northern Nigeria,"
@@ -80,7 +80,7 @@ def _example(
     slots = set(SLOT.findall(context))
     if "country" not in slots or slots - {"country", "country_dummy"}:
         raise CorpusError(f"{where}: expected the slot {{country}}, perhaps {{country_dummy}}, found {sorted(slots)}")
-    others = list(_drawn([other for other in names if other != name], 3, key=f"{id}/{name}"))
+    others = drawn([other for other in names if other != name], 3, key=f"{id}/{name}")
     place = place_by(f"{id}/{name}/{wording}", 4)
     options = [*others[:place], name, *others[place:]]
     filled = {"country": with_article(name), "country_dummy": with_article(others[0])}
@@ -94,10 +94,3 @@ def _example(
         f"{name}/{id}/{wording + 1}", name, prompt, choices[place], choices, place,
         f"{question}\n{listed(options)}\n{ANSWER}" if twin == "options" else None, tags,
     )  # fmt: skip
-
-
-def _drawn(names: list[str], count: int, *, key: str) -> Iterator[str]:
-    """So many of the names, by the key alone."""
-    left = list(names)
-    for number in range(count):
-        yield left.pop(place_by(f"{key}/{number}", len(left)))

@@ -95,7 +95,9 @@ def read_kobbq(
         other = by_context.get((*sample.pair, OTHER[sample.id["context"]]))
         examples.append(_example(sample, wanted, other, twin))
     alone = sum(example.control is None for example in examples) if twin == "context" else 0
-    notes = [f"no twin for {alone} of {len(examples)} examples: their other context is not in the file"] if alone else []
+    notes = (
+        [f"no twin for {alone} of {len(examples)} examples: their other context is not in the file"] if alone else []
+    )
     return gather(examples, name="kobbq", dropped=dropped, notes=notes)
 
 

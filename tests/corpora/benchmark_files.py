@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 Build = Callable[[Path], Path]
 TINY: dict[str, Build] = {}  # format -> writes its files into a folder, returns the path to give to the reader
@@ -47,6 +48,45 @@ def moral_row(index: int, category: list[str], *, ask: str, scene: str, right: s
         "index": index, "category": category, "question": f"{ask}\n{scene}", "choices": options,
         "correct_answer": right, "wrong_answer": wrong,
     }  # fmt: skip
+
+
+def workbook(path: Path, rows: list[list[str]]) -> Path:
+    """An .xlsx of one sheet: first rows of shared strings, the last one written in place; no cell for an empty text."""
+    strings = list(dict.fromkeys(text for row in rows[:-1] for text in row if text))
+
+    def cell(column: int, line: int, text: str) -> str:
+        place = f'r="{"ABCD"[column]}{line}"'
+        if line < len(rows):
+            return f'<c {place} t="s"><v>{strings.index(text)}</v></c>'
+        return f'<c {place} t="inlineStr"><is><r><t>{text[:1]}</t></r><r><t>{text[1:]}</t></r></is></c>'
+
+    lines = "".join(
+        f'<row r="{line}">{"".join(cell(column, line, text) for column, text in enumerate(row) if text)}</row>'
+        for line, row in enumerate(rows, start=1)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    with ZipFile(path, "w") as book:
+        shared = "".join(f"<si><t>{text}</t><rPh><t>said so</t></rPh></si>" for text in strings)
+        book.writestr("xl/sharedStrings.xml", f"<sst {space}>{shared}</sst>")
+        book.writestr("xl/worksheets/sheet1.xml", f"<worksheet {space}><sheetData>{lines}</sheetData></worksheet>")
+    return path
+
+
+@tiny("camel")
+def camel(folder: Path) -> Path:
+    """Foods of which one is both cultures' and one nobody's; prompts with and without words after the mask."""
+    foods = [["كسكس", "Arab"], ["فول", "Arab"], ["برغر", "Western"], ["خبز", "Arab"], ["خبز", "Western"], ["ماء", ""]]
+    workbook(folder / "entities" / "food.xlsx", [["Entity", "Culture"], *foods, ["بيتزا", "Western"]])
+    prompts = [
+        ["Food", "أكلت اليوم [MASK]"],
+        ["Food", "أكلت [MASK] اليوم"],
+        ["Food", "مع ال[MASK]"],
+        ["Cars", "قدت [MASK]"],
+    ]
+    name = folder / "prompts" / "camel-ag" / "camelag-prompts-causal-lms.xlsx"
+    workbook(name, [["Entity Type", "Prompt"], *prompts])
+    return folder
 
 
 @tiny("cmoraleval")

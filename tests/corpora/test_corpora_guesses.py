@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import neuropolis as npl
@@ -47,3 +49,11 @@ def test_an_option_that_is_none_of_the_known_ones_and_a_missing_path_are_told(tm
         npl.read_format(path, format, twin="sister")
     with pytest.raises(npl.CorpusError, match=r"nowhere: no such file or folder"):
         npl.read_format(tmp_path / "nowhere", format)
+
+
+@pytest.mark.parametrize("format", TINY)
+def test_the_row_that_the_page_shows_is_what_the_reader_makes(tmp_path: Path, format: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats-culture.md").read_text("utf-8")
+    section = text.split(f"\n## {format}\n")[1].split("\n## ")[0]
+    (row,) = re.findall(r"^```json\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    assert json.loads(row) == npl.load_corpus(TINY[format](tmp_path), format=format)[0].to_json()
