@@ -130,8 +130,7 @@ def _file(file: Path) -> Iterator[tuple[str, _Asked]]:
 
 def _asked(row: Mapping[str, Any], where: str) -> _Asked:
     answers, idks = row.get("annotations"), row.get("idks")
-    counts = list(idks.values()) if isinstance(idks, Mapping) else [None]
-    if not isinstance(answers, list) or not all(isinstance(count, int) for count in counts):
+    if not isinstance(answers, list) or not isinstance(idks, Mapping) or not all(map(_counted, idks.values())):
         raise CorpusError(f"{where}: expected a list under 'annotations' and counts under 'idks'")
     counted = []
     for answer in answers:
@@ -141,6 +140,10 @@ def _asked(row: Mapping[str, Any], where: str) -> _Asked:
         if any(str(one).strip() for one in said):
             counted.append((tuple(str(one).strip() for one in said if str(one).strip()), count))
     why = "annotators called it not applicable" if idks.get("not-applicable") else ""
-    if not why and sum(counts) > UNSURE:
+    if not why and sum(idks.values()) > UNSURE:
         why = f"more than {UNSURE} annotators left it open"
     return _Asked(where, text_at(row, "en_question", where), tuple(counted), why)
+
+
+def _counted(value: Any) -> bool:
+    return isinstance(value, int)

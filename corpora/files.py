@@ -61,6 +61,7 @@ def iter_table(path: Path, *, columns: tuple[str, ...], delimiter: str | None = 
     """The same, row by row, for files that are larger than memory should hold."""
     delimiter = delimiter or ("\t" if path.suffix == ".tsv" else ",")
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    number = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
@@ -69,14 +70,14 @@ def iter_table(path: Path, *, columns: tuple[str, ...], delimiter: str | None = 
             if missing:
                 raise CorpusError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(header) or 'none'}")
             for fields in filter(None, lines):
-                where = f"{path}, line {lines.line_num}"
+                where, number = f"{path}, line {lines.line_num}", lines.line_num
                 if len(fields) != len(header):
                     raise CorpusError(
                         f"{where}: expected {len(header)} fields, found {len(fields)}; is the row cut off?"
                     )
                 yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise CorpusError(f"{path}, line {lines.line_num}: cannot be read as a table ({error})") from error
+        raise CorpusError(f"{path}, after line {number}: cannot be read as a table ({error})") from error
     except (OSError, UnicodeDecodeError):
         read_text(path)  # tells what is wrong, and in which line
         raise

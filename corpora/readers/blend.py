@@ -122,13 +122,14 @@ def _published(file: Path, most: int, ask: str, twin: str, topics: Mapping[str, 
 
 def _options(row: Mapping[str, Any], where: str) -> tuple[list[str], int]:
     """The options in the order of their letters and the place of the right one; `choices` is JSON within the field."""
-    choices = row.get("choices")
+    choices: Any = row.get("choices")
     if isinstance(choices, str):
         try:
             choices = json.loads(choices)
         except ValueError:
             choices = None
-    names = sorted(choices) if isinstance(choices, Mapping) else []
+    choices = choices if isinstance(choices, Mapping) else {}
+    names = sorted(choices)
     if len(names) < 2 or names != [letter.strip() for letter in letters(len(names))]:
         raise CorpusError(
             f'{where}: expected \'choices\' such as {{"A": ..., "B": ...}}, found {str(row.get("choices"))[:60]!r}'

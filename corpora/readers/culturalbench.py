@@ -57,7 +57,7 @@ def read_culturalbench(
     for file, found in files.items():
         if level in ("both", found):
             for made in _easy(file, twin) if found == "easy" else _hard(file, twin):
-                (examples if isinstance(made, Example) else dropped).append(made)
+                examples.append(made) if isinstance(made, Example) else dropped.append(made)
     return gather(examples, name="culturalbench", dropped=dropped)
 
 

@@ -88,6 +88,7 @@ def _scales(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _counts(file: Path, home: Mapping[str, str], scales: Mapping[str, Mapping[str, Any]]) -> tuple[Counts, int]:
     """How often each reply was given, and how many replies are off the scale. Read person by person: there are 93,278."""
     counts: dict[str, dict[str, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
+    known: dict[str, int] = {}
     off = 0
     for where, row in iter_table(file, columns=(PERSON,)):
         if row[PERSON] not in home:
@@ -97,7 +98,8 @@ def _counts(file: Path, home: Mapping[str, str], scales: Mapping[str, Mapping[st
         country = counts[home[row[PERSON]]]
         for id, scale in scales.items():
             if reply := row.get(id, ""):
-                number = _whole(reply, f"{where}, {id}")
+                if (number := known.get(reply)) is None:
+                    number = known[reply] = _whole(reply, f"{where}, {id}")
                 if scale["answer_scale_min"] <= number <= scale["answer_scale_max"]:
                     country[id][number] += 1
                 else:
