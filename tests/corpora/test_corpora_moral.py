@@ -59,6 +59,8 @@ def test_rows_that_repeat_or_contradict_themselves_are_left_out(tmp_path: Path) 
     rows.append(moral_row(3, ["个人品德"], ask="该？", scene="v") | {"choices": ["A.一", "B.二", "C.二"]})
     for part, kept in (("test", rows), ("val", [good])):
         json_lines(tmp_path / f"cmoraleval_c2_party_moral_{part}_data", kept)
+    json_lines(tmp_path / "cmoraleval_c2_standby_moral_val_data", [moral_row(5, ["个人品德"], ask="该？", scene="w")])
+    assert npl.load_corpus(tmp_path, format="cmoraleval", narrator="standby").splits == ("dev",)
     json_lines(tmp_path / "cmoraleval_d2_party_moral_test_data", [moral_row(4, ["个人品德"], ask="该？", scene="u")])
     json_lines(tmp_path / "cmoraleval_d2_party_unmoral_test_data", [moral_row(4, ["个人品德"], ask="不？", scene="u")])
     assert npl.read_format(tmp_path, "cmoraleval").reasons == {
