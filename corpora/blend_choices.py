@@ -98,12 +98,12 @@ def _wrong(others: Mapping[str, _Asked], row: _Asked) -> list[str]:
     )
     taken: dict[str, str] = {}
     for _, country, answer in offered:
-        if country not in taken and all(_differ(answer, known) for known in (*row.all, *taken.values())):
+        if country not in taken and all(may_differ(answer, known) for known in (*row.all, *taken.values())):
             taken[country] = answer
     return list(taken.values())
 
 
-def _differ(one: str, other: str) -> bool:
+def may_differ(one: str, other: str) -> bool:
     """Whether two answers share no word and neither holds the other; numbers by their value."""
     one, other = one.casefold(), other.casefold()
     try:

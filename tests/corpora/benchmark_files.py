@@ -243,7 +243,8 @@ def blend_annotations(folder: Path, *, listed: bool = False) -> Path:
     }
     for country, answer in answers.items():
         said = [{"answers": ["x"], "en_answers": [answer, f"{answer} cup"], "count": 4}]
-        said.append({"answers": ["y"], "en_answers": ["water"], "count": 1})
+        said.append({"answers": ["y"], "en_answers": [f"{country}ade"], "count": 1})
+        said += [{"answers": ["z"], "en_answers": ["9"], "count": 2}] if country == "South_Korea" else []
         row = {"question": "?", "en_question": "What is drunk in your country?", "annotations": said}
         idks = {"idk": 0, "no-answer": 0, "not-applicable": int(country == "Spain")}
         rows: Any = [{"ID": "Al-en-02", **row, "idks": idks}] if listed else {"Al-en-02": row | {"idks": idks}}
