@@ -61,9 +61,10 @@ def _verb(format: Format) -> Callable[..., None]:
 def _option(parameter: inspect.Parameter) -> Any:
     """The reader's `Annotated[type, "help"]` as typer's."""
     name = "--" + parameter.name.replace("_", "-")
-    if get_origin(parameter.annotation) is not Annotated:
-        return Annotated[parameter.annotation, typer.Option(name)]
-    type, help = get_args(parameter.annotation)[:2]
+    annotated = get_origin(parameter.annotation) is Annotated
+    type, help = get_args(parameter.annotation)[:2] if annotated else (parameter.annotation, None)
+    if type is bool:
+        name += "/--no-" + name.removeprefix("--")
     return Annotated[type, typer.Option(name, help=help)]
 
 

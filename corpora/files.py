@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +54,33 @@ def read_table(path: Path, *, columns: tuple[str, ...], delimiter: str | None = 
     The delimiter is a tab for `.tsv` and a comma otherwise unless given. Raises CorpusError for a column that is missing
     and for a row with more or fewer fields than the header.
     """
+    return list(iter_table(path, columns=columns, delimiter=delimiter))
+
+
+def iter_table(path: Path, *, columns: tuple[str, ...], delimiter: str | None = None) -> Iterator[tuple[str, Row]]:
+    """The same, row by row, for files that are larger than memory should hold."""
     delimiter = delimiter or ("\t" if path.suffix == ".tsv" else ",")
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    lines = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=quoting)
+    number = 1
     try:
-        header = [name.strip() for name in next(lines, [])]
-        rows = [(f"{path}, line {lines.line_num}", fields) for fields in lines if fields]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            header = [name.strip() for name in next(lines, [])]
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise CorpusError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(header) or 'none'}")
+            for fields in filter(None, lines):
+                where, number = f"{path}, line {lines.line_num}", lines.line_num
+                if len(fields) != len(header):
+                    raise CorpusError(
+                        f"{where}: expected {len(header)} fields, found {len(fields)}; is the row cut off?"
+                    )
+                yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise CorpusError(f"{path}, line {lines.line_num}: cannot be read as a table ({error})") from error
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise CorpusError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(header) or 'none'}")
-    for where, fields in rows:
-        if len(fields) != len(header):
-            raise CorpusError(f"{where}: expected {len(header)} fields, found {len(fields)}; is the row cut off?")
-    return [(where, dict(zip(header, fields, strict=True))) for where, fields in rows]
+        raise CorpusError(f"{path}, after line {number}: cannot be read as a table ({error})") from error
+    except (OSError, UnicodeDecodeError):
+        read_text(path)  # tells what is wrong, and in which line
+        raise
 
 
 def files_in(path: Path, *patterns: str) -> list[Path]:
@@ -82,6 +93,15 @@ def files_in(path: Path, *patterns: str) -> list[Path]:
     if not found:
         raise CorpusError(f"{path}: no file in it matches {' or '.join(patterns)}")
     return found
+
+
+def holds(path: Path, *patterns: str, of: Callable[[Path], bool]) -> bool:
+    """Whether the file, or a file of the folder that matches a pattern, is `of` a layout. For `looks`."""
+    try:
+        files = [path] if path.is_file() else [file for pattern in patterns for file in path.glob(pattern)][:100]
+        return any(of(file) for file in files if file.is_file())
+    except OSError:
+        return False
 
 
 def text_at(row: Mapping[str, Any], name: str, where: str) -> str:

@@ -130,14 +130,29 @@ def looks_like(path: str | Path, *, but: str | None = None) -> str:
 
 
 def gather(
-    examples: Iterable[Any], *, name: str, dropped: Iterable[Dropped] = (), notes: Iterable[str] = ()
+    examples: Iterable[Any],
+    *,
+    name: str,
+    dropped: Iterable[Dropped] = (),
+    notes: Iterable[str] = (),
+    rows: int | None = None,
 ) -> Reading:
-    """A reading of these examples; raises CorpusError with the reasons when every row was left out."""
+    """A reading of these examples; raises CorpusError with the reasons when every row was left out.
+
+    `rows` is how many rows were read, where an example is not one row; by default the kept and the dropped.
+    """
     kept, out = tuple(examples), tuple(dropped)
     if not kept:
         reasons = ", ".join(f"{count} times {why}" for why, count in Counter(row.why for row in out).most_common(3))
         raise CorpusError(f"{name}: no row is left to read{f' ({reasons})' if reasons else ''}")
-    return Reading(Corpus(kept, name=name), len(kept) + len(out), out, tuple(notes))
+    return Reading(Corpus(kept, name=name), len(kept) + len(out) if rows is None else rows, out, tuple(notes))
+
+
+def check_option(value: str, *, option: str, known: Iterable[str]) -> None:
+    """Raise CorpusError when a reader's option has a value that is not one of the known ones."""
+    known = tuple(known)
+    if value not in known:
+        raise CorpusError(f"the option {option} is {value!r}; expected one of {', '.join(known)}")
 
 
 @cache

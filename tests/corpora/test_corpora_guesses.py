@@ -1,0 +1,59 @@
+"""What a file looks like: every format knows its own files and claims no other's; readers share their manners."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import neuropolis as npl
+import pytest
+from benchmark_files import TINY
+from neuropolis.corpora.formats import guess_formats
+
+
+@pytest.mark.parametrize("format", TINY)
+def test_tiny_files_are_guessed_as_their_own_format_only(tmp_path: Path, format: str) -> None:
+    assert guess_formats(TINY[format](tmp_path)) == (format,)
+
+
+@pytest.mark.parametrize("format", TINY)
+def test_nothing_looks_like_a_format_by_chance_and_looking_never_raises(tmp_path: Path, format: str) -> None:
+    looks = npl.formats()[format].looks
+    (tmp_path / "data").mkdir()
+    for name in ("x.csv", "x.json", "x.tsv", "mc_questions.csv", "fork.csv", "A_data.json", "data/data.json"):
+        (tmp_path / name).write_bytes(b"\xff\x00[{" if name != "x.json" else b"")
+        assert not looks(tmp_path / name)
+    assert not looks(tmp_path)
+
+
+@pytest.mark.parametrize("format", TINY)
+def test_every_reader_gives_twins_choices_items_and_where_it_is_from(tmp_path: Path, format: str) -> None:
+    known = npl.formats()[format]
+    reading = npl.read_format(TINY[format](tmp_path), format)
+    with_twin = [example for example in reading.corpus if example.control is not None]
+    assert len(with_twin) >= len(reading.corpus) - 2
+    assert {example.control == example.prompt for example in with_twin} == {False}
+    assert all(example.choices and "item" in example.tags for example in reading.corpus)
+    assert known.source.startswith("https://")
+    assert known.licence
+    written = tmp_path / "out.jsonl"
+    npl.write_jsonl(reading.corpus, written)
+    assert npl.load_corpus(written).hash == reading.corpus.hash
+
+
+@pytest.mark.parametrize("format", TINY)
+def test_an_option_that_is_none_of_the_known_ones_and_a_missing_path_are_told(tmp_path: Path, format: str) -> None:
+    path = TINY[format](tmp_path)
+    with pytest.raises(npl.CorpusError, match=r"the option twin is 'sister'; expected one of .*none"):
+        npl.read_format(path, format, twin="sister")
+    with pytest.raises(npl.CorpusError, match=r"nowhere: no such file or folder"):
+        npl.read_format(tmp_path / "nowhere", format)
+
+
+@pytest.mark.parametrize("format", TINY)
+def test_the_row_that_the_page_shows_is_what_the_reader_makes(tmp_path: Path, format: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "formats-culture.md").read_text("utf-8")
+    section = text.split(f"\n## {format}\n")[1].split("\n## ")[0]
+    (row,) = re.findall(r"^```json\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    assert json.loads(row) == npl.load_corpus(TINY[format](tmp_path), format=format)[0].to_json()
