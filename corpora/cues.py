@@ -28,5 +28,4 @@ ANSWER = {
 def answer_cue(language: str, own: str | None = None) -> tuple[str, str]:
     """The cue before an answer and the blank after it: `own` if given, else the language's, English for others."""
     cue = own if own is not None else ANSWER.get(language, ANSWER["en"])
-    wide = space_before("en", cue) == ""
-    return cue, "" if wide else " "
+    return cue, space_before("en", cue)

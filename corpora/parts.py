@@ -1,19 +1,43 @@
-"""Parts of examples that readers share: the space before an answer, halves of a sentence, wrong choices, twins."""
+"""Parts that readers share: the space before an answer, halves of a sentence, wrong choices, twins, picks."""
 
 from __future__ import annotations
 
 import unicodedata
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from .examples import Example
+from .examples import CorpusError, Example
 
-UNSPACED = frozenset(
-    "zh zho cmn yue wuu ja jpn th tha lo lao km khm my mya bo bod dz dzo zh-CN zh-TW".split()
-)  # written without blanks between words
+T = TypeVar("T")
+
+UNSPACED = {  # languages written without blanks between words, by both kinds of ISO 639 code
+    *("zh", "zho", "cmn", "yue", "wuu", "ja", "jpn", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"),
+    *("bo", "bod", "dz", "dzo"),
+}
+
+
+def only(found: Mapping[str, T], wanted: str | None, *, path: Path, what: str) -> dict[str, T]:
+    """The entries named in a list joined by commas, all when it is None; CorpusError says which one is not there."""
+    names = [name.strip() for name in wanted.split(",")] if wanted else list(found)
+    missing = [name for name in names if name not in found]
+    if missing or not found:
+        known = sorted(found)
+        more = f" and {len(known) - 12} more" if len(known) > 12 else ""
+        asked = repr(missing[0]) if missing else ""
+        raise CorpusError(
+            f"{path}: no {what} {asked}; there are {', '.join(known[:12]) or 'none'}{more}".replace(" ;", ";")
+        )
+    return {name: found[name] for name in names}
+
+
+def evenly(rows: Sequence[T], most: int | None) -> list[T]:
+    """At most so many of the rows, evenly spread over them; all when it is None."""
+    count = len(rows) if most is None else min(most, len(rows))
+    return [rows[step * len(rows) // count] for step in range(count)]
 
 
 def space_before(language: str, cue: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 from ..examples import CorpusError, Example
 from ..files import read_table, read_text
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import halves, space_before, with_choices, with_others_prompts
+from ..parts import halves, only, space_before, with_choices, with_others_prompts
 
 SPLITS = {"dev": "dev", "devtest": "test"}
 TEMPLATE = "{source}: {text}\n{target}:"
@@ -17,7 +17,9 @@ Lines = dict[tuple[str, str], list[str]]
 
 
 def _looks(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("dev/*.dev")) | any(path.glob("devtest/*.devtest")) | any(path.glob("*.devtest"))
+    return path.is_dir() and any(path.glob("dev/*.dev")) | any(path.glob("devtest/*.devtest")) | any(
+        path.glob("*.devtest")
+    )
 
 
 @register_format(
@@ -30,7 +32,9 @@ def _looks(path: Path) -> bool:
 def read_flores(
     path: Path,
     *,
-    pairs: Annotated[str | None, "Translations: pairs joined by commas, such as eng_Latn>deu_Latn; none: the text."] = None,
+    pairs: Annotated[
+        str | None, "Translations: pairs joined by commas, such as eng_Latn>deu_Latn; none: the text."
+    ] = None,
     languages: Annotated[str | None, "Only these languages, joined by commas, such as deu_Latn,zho_Hans."] = None,
     template: Annotated[str, "Prompt of a translation, with {source}, {target} and {text} in it."] = TEMPLATE,
 ) -> Reading:
@@ -42,7 +46,7 @@ def read_flores(
     A sentence's translations share the item `flores/SPLIT/LINE`; `devtest` becomes the split `test`. The topic comes from
     `metadata_dev.tsv` where it is there. Dropped: empty lines. Raises CorpusError when files of a part differ in length.
     """
-    lines = _lines(path, tuple(languages.split(",")) if languages else ())
+    lines = _lines(path, languages)
     topics = {part: _topics(path, part) for part in SPLITS}
     made = list(_texts(lines, topics) if pairs is None else _translations(lines, pairs.split(","), template, topics))
     examples = with_choices([row for row in made if isinstance(row, Example)])
@@ -50,28 +54,27 @@ def read_flores(
     return gather(twinned, name="flores", dropped=[row for row in made if isinstance(row, Dropped)])
 
 
-def _lines(path: Path, wanted: tuple[str, ...]) -> Lines:
+def _lines(path: Path, languages: str | None) -> Lines:
     """The lines of every part and language, checked to be aligned."""
-    found: Lines = {}
+    files: dict[str, list[tuple[str, Path]]] = {}
     for part in SPLITS:
         for file in sorted((*path.glob(f"*.{part}"), *path.glob(f"{part}/*.{part}"))):
-            if not wanted or file.stem in wanted:
-                found[part, file.stem] = read_text(file).removesuffix("\n").split("\n")
-    if not found:
-        asked = f" of {', '.join(wanted)}" if wanted else ""
-        raise CorpusError(f"{path}: no file LANG.dev or LANG.devtest{asked} in it, in dev/ or in devtest/")
-    missing = sorted(set(wanted) - {language for _, language in found})
-    if missing:
-        raise CorpusError(f"{path}: no file of the language {missing[0]!r}; found {', '.join(sorted({k[1] for k in found}))}")
+            files.setdefault(file.stem, []).append((part, file))
+    chosen = only(files, languages, path=path, what="file LANG.dev or LANG.devtest (here, in dev/ or devtest/)")
+    lines = {
+        (part, language): read_text(file).removesuffix("\n").split("\n")
+        for language, found in chosen.items()
+        for part, file in found
+    }
     for part in SPLITS:
-        lengths = {language: len(texts) for (other, language), texts in found.items() if other == part}
+        lengths = {language: len(texts) for (other, language), texts in lines.items() if other == part}
         if len(set(lengths.values())) > 1:
             shortest, longest = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
             raise CorpusError(
                 f"{path}: {shortest}.{part} has {lengths[shortest]} lines, {longest}.{part} {lengths[longest]}; "
                 "expected files that are aligned line by line"
             )
-    return found
+    return lines
 
 
 def _topics(path: Path, part: str) -> list[str]:
@@ -80,9 +83,9 @@ def _topics(path: Path, part: str) -> list[str]:
 
 
 def _tags(part: str, place: int, language: str, topics: dict[str, list[str]]) -> dict[str, str]:
-    known = topics[part][place : place + 1]
     tags = {"item": f"flores/{part}/{place + 1}", "language": language, "split": SPLITS[part]}
-    return tags | {"topic": topic for topic in known if topic}
+    topic = next(iter(topics[part][place : place + 1]), "")
+    return tags | ({"topic": topic} if topic else {})
 
 
 def _texts(lines: Lines, topics: dict[str, list[str]]) -> Iterator[Example | Dropped]:
@@ -92,7 +95,9 @@ def _texts(lines: Lines, topics: dict[str, list[str]]) -> Iterator[Example | Dro
             if not head:
                 yield Dropped(f"{language}.{part}, line {place + 1}", "an empty line or a single character")
                 continue
-            yield Example(f"{language}/{part}/{place + 1}", language, head, tail, tags=_tags(part, place, language, topics))
+            yield Example(
+                f"{language}/{part}/{place + 1}", language, head, tail, tags=_tags(part, place, language, topics)
+            )
 
 
 def _translations(
@@ -102,7 +107,9 @@ def _translations(
     for pair in pairs:
         source, arrow, target = pair.strip().partition(">")
         if not arrow or source not in known or target not in known:
-            raise CorpusError(f"expected pairs such as eng_Latn>deu_Latn of the languages {', '.join(sorted(known))}, found {pair!r}")
+            raise CorpusError(
+                f"expected pairs such as eng_Latn>deu_Latn of the languages {', '.join(sorted(known))}, found {pair!r}"
+            )
         for part in SPLITS:
             both = zip(lines.get((part, source), []), lines.get((part, target), []), strict=True)
             for place, (text, translation) in enumerate((a.strip(), b.strip()) for a, b in both):

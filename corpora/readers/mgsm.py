@@ -10,10 +10,10 @@ from ..cues import answer_cue
 from ..examples import CorpusError, Example
 from ..files import files_in, read_text
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import with_choices, with_others_prompts
+from ..parts import only, with_choices, with_others_prompts
 
 NAME = re.compile(r"mgsm_(\w+)\.tsv")
-NUMBER = re.compile(r"-?\d[\d,]*(\.\d+)?")
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def _looks(path: Path) -> bool:
@@ -36,31 +36,29 @@ def read_mgsm(
 ) -> Reading:
     """MGSM (Shi et al. 2022, arXiv 2210.03057) in its layout: a question, a tab and a number on a line, no header.
 
-    Language is the group; the answer is the number alone (no chain of thought is in these files), the wrong choices are
-    the nearest numbers that answer other questions. Translations share the item `mgsm/LINE`. The control is another
-    question: it controls for the language, the form and for writing this number, not for working it out. The files
-    are a test set and make no split. Dropped: answers that are not one number.
+    Language is the group; the answer is the number alone without the commas at thousands (no chain of thought is in these
+    files), the wrong choices are the nearest numbers that answer other questions. Translations share the item
+    `mgsm/LINE`. The control is another question: it controls for the language, the form and for writing this number, not
+    for working it out. The files are a test set and make no split. Dropped: answers that are not one number.
     """
-    wanted = tuple(languages.split(",")) if languages else ()
-    files = {match[1]: file for file in files_in(path, "mgsm_*.tsv", "mgsm/mgsm_*.tsv") if (match := NAME.fullmatch(file.name))}
-    missing = [name for name in wanted if name not in files]
-    if missing or not files:
-        raise CorpusError(f"{path}: no file mgsm_{missing[0] if missing else 'LANG'}.tsv; found {', '.join(sorted(files)) or 'none'}")
+    found = files_in(path, "mgsm_*.tsv", "mgsm/mgsm_*.tsv")
+    files = {match[1]: file for file in found if (match := NAME.fullmatch(file.name))}
     examples: list[Example] = []
     dropped: list[Dropped] = []
-    for language, file in files.items():
-        if wanted and language not in wanted:
-            continue
+    for language, file in only(files, languages, path=path, what="file mgsm_LANG.tsv of").items():
         word, space = answer_cue(language, cue)
         for number, line in enumerate(read_text(file).removesuffix("\n").split("\n"), start=1):
             question, *rest = line.strip("\r").split("\t")
             if len(rest) != 1 or not question.strip():
-                raise CorpusError(f"{file}, line {number}: expected a question, a tab and an answer, found {line[:60]!r}")
-            if not NUMBER.fullmatch(answer := rest[0].strip()):
+                raise CorpusError(
+                    f"{file}, line {number}: expected a question, a tab and an answer, found {line[:60]!r}"
+                )
+            answer = rest[0].strip().replace(",", "")
+            if not NUMBER.fullmatch(answer):
                 dropped.append(Dropped(f"{file}, line {number}", "the answer is not one number"))
                 continue
             tags = {"item": f"mgsm/{number}", "language": language, "task": "maths"}
             prompt = f"{question.strip()}\n{word}"
             examples.append(Example(f"{language}/{number}", language, prompt, space + answer, tags=tags))
-    numbered = with_choices(examples, near=lambda text: float(text.replace(",", "")))
+    numbered = with_choices(examples, near=float)
     return gather(with_others_prompts(numbered), name="mgsm", dropped=dropped)

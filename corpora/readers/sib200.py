@@ -10,7 +10,7 @@ from typing import Annotated
 from ..examples import CorpusError, Example
 from ..files import files_in, header_of, read_table, read_text, text_at
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import halves, with_choices
+from ..parts import halves, only, with_choices
 
 COLUMNS = ("index_id", "category", "text")
 PARTS = ("train", "dev", "test")
@@ -50,12 +50,11 @@ def read_sib200(
     for name, value, known in (("ask", ask, ("rest", "topic")), ("group", group, ("language", "topic"))):
         if value not in known:
             raise CorpusError(f"expected {name} {' or '.join(known)}, found {value!r}")
-    wanted = tuple(languages.split(",")) if languages else ()
-    files = [file for file in _tables(path) if not wanted or file.parent.name in wanted]
-    missing = [name for name in wanted if name not in {file.parent.name for file in files}]
-    if missing:
-        raise CorpusError(f"{path}: no folder of the language {missing[0]!r}; there are {_languages(path)}")
-    rows = [row for file in files for row in _rows(file, ask)]
+    folders: dict[str, list[Path]] = {}
+    for file in _tables(path):
+        folders.setdefault(file.parent.name, []).append(file)
+    chosen = only(folders, languages, path=path, what="folder of the language")
+    rows = [row for files in chosen.values() for file in files for row in _rows(file, ask)]
     examples = [row for row in rows if isinstance(row, Example)]
     asked = with_choices(examples) if ask == "rest" else examples
     grouped = asked if group == "language" else [replace(row, group=row.tags["topic"]) for row in asked]
@@ -63,13 +62,10 @@ def read_sib200(
 
 
 def _tables(path: Path) -> list[Path]:
-    patterns = [f"{above}{part}.tsv" for part in PARTS for above in ("", "*/", "annotated/*/", "data/*/", "data/annotated/*/")]
+    patterns = [
+        f"{above}{part}.tsv" for part in PARTS for above in ("", "*/", "annotated/*/", "data/*/", "data/annotated/*/")
+    ]
     return files_in(path, *patterns)
-
-
-def _languages(path: Path) -> str:
-    names = sorted({file.parent.name for file in _tables(path)})
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _topics(file: Path, rows: list[str]) -> tuple[str, ...]:

@@ -46,7 +46,9 @@ def _looks(path: Path) -> bool:
 def read_xcopa(
     path: Path,
     *,
-    joint: Annotated[str, "Between premise and choice: words (because, so; in the language) or line (a line end)."] = "words",
+    joint: Annotated[
+        str, "Between premise and choice: words (because, so; in the language) or line (a line end)."
+    ] = "words",
 ) -> Reading:
     """XCOPA (Ponti et al. 2020, arXiv 2005.00333) in its authors' layout; the path is the repository, a folder or a file.
 
@@ -86,7 +88,9 @@ def _example(row: Mapping[str, Any], where: str, *, split: str, language: str, j
     premise, *choices = (text_at(row, name, where) for name in FIELDS[:3])
     question, label = row.get("question"), row.get("label")
     if question not in ("cause", "effect") or label not in (0, 1) or not isinstance(row.get("idx"), int):
-        raise CorpusError(f"{where}: expected question cause or effect, label 0 or 1 and a number idx, found {dict(row)}")
+        raise CorpusError(
+            f"{where}: expected question cause or effect, label 0 or 1 and a number idx, found {dict(row)}"
+        )
     if choices[0] == choices[1]:
         return Dropped(where, "both choices are the same text")
     if joint == "words":

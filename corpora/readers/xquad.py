@@ -12,13 +12,15 @@ from ..cues import answer_cue
 from ..examples import CorpusError, Example
 from ..files import files_in, read_json, text_at
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import placed
+from ..parts import only, placed
 
 NAME = re.compile(r"xquad\.(\w+)\.json")
 
 
 def _looks(path: Path) -> bool:
-    return any(NAME.fullmatch(name) for name in ([path.name] if path.is_file() else (f.name for f in path.glob("*.json"))))
+    return any(
+        NAME.fullmatch(name) for name in ([path.name] if path.is_file() else (f.name for f in path.glob("*.json")))
+    )
 
 
 @register_format(
@@ -44,12 +46,9 @@ def read_xquad(
     `xquad/ID`, the article's title is the topic. The files are a test set and make no split. Dropped: paragraphs that
     are too long, answers that do not stand in their paragraph, questions with no wrong choice.
     """
-    wanted = tuple(languages.split(",")) if languages else ()
     named = {match[1]: file for file in files_in(path, "xquad.*.json") if (match := NAME.fullmatch(file.name))}
-    missing = [name for name in wanted if name not in named]
-    if missing or not named:
-        raise CorpusError(f"{path}: no file xquad.{missing[0] if missing else 'LANG'}.json; found {', '.join(named) or 'none'}")
-    rows = [row for name, file in named.items() if not wanted or name in wanted for row in _rows(file, name, cue, longest)]
+    files = only(named, languages, path=path, what="file xquad.LANG.json of")
+    rows = [row for name, file in files.items() for row in _rows(file, name, cue, longest)]
     dropped = [row for row in rows if isinstance(row, Dropped)]
     return gather((row for row in rows if isinstance(row, Example)), name="xquad", dropped=dropped)
 
@@ -58,7 +57,9 @@ def _rows(file: Path, language: str, cue: str | None, longest: int | None) -> It
     for article in _list(read_json(file), "data", f"{file}"):
         title = str(article.get("title", "")).replace("_", " ")
         paragraphs = _list(article, "paragraphs", f"{file}, article {title!r}")
-        asked = [_asked(paragraph, f"{file}, article {title!r}, paragraph {n}") for n, paragraph in enumerate(paragraphs, 1)]
+        asked = [
+            _asked(paragraph, f"{file}, article {title!r}, paragraph {n}") for n, paragraph in enumerate(paragraphs, 1)
+        ]
         for place, (context, questions) in enumerate(asked):
             elsewhere = [answer for other, (_, rest) in enumerate(asked) if other != place for _, _, answer in rest]
             for number, (id, question, answer) in enumerate(questions):
@@ -89,7 +90,9 @@ def _asked(paragraph: Mapping[str, Any], where: str) -> tuple[str, list[tuple[st
     for question in _list(paragraph, "qas", where):
         answers = _list(question, "answers", where)
         id = text_at(question, "id", where)
-        questions.append((id, text_at(question, "question", f"{where}, {id}"), text_at(answers[0], "text", f"{where}, {id}")))
+        questions.append(
+            (id, text_at(question, "question", f"{where}, {id}"), text_at(answers[0], "text", f"{where}, {id}"))
+        )
     return text_at(paragraph, "context", where), questions
 
 
