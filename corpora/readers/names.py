@@ -30,7 +30,7 @@ def _looks(path: Path) -> bool:
 def read_names(
     path: Path,
     *,
-    num: Annotated[int, "Choices of languages, with the right one."] = 4,
+    num: Annotated[int, "Choices of languages, with the right one, where there are as many."] = 4,
     most: Annotated[int | None, "Names to take from a language, evenly spread; all by default."] = None,
     template: Annotated[str, "Prompt, with {name} in it; what is left without it is the control."] = TEMPLATE,
 ) -> Reading:
@@ -43,8 +43,8 @@ def read_names(
     if "{name}" not in template or num < 2:
         raise CorpusError(f"expected {{name}} in the template and two or more choices, found {template!r} and {num}")
     files = [file for file in files_in(path, "*.txt", "names/*.txt", "data/names/*.txt") if file.stem[:1].isupper()]
-    if len(files) < num:
-        raise CorpusError(f"{path}: {len(files)} files LANGUAGE.txt, expected at least {num} to choose between")
+    if len(files) < 2:
+        raise CorpusError(f"{path}: {len(files)} file LANGUAGE.txt, expected two or more to choose between")
     owners: dict[str, set[str]] = defaultdict(set)
     listed = {file.stem: [name.strip() for name in read_text(file).split("\n")] for file in files}
     for language, names in listed.items():

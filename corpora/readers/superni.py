@@ -54,7 +54,7 @@ def read_superni(
     """
     if "{input}" not in template:
         raise CorpusError(f"the template {template!r} has no {{input}} in it")
-    files = sorted(_files(path)) if path.is_dir() else files_in(path)
+    files = list(_files(path)) if path.is_dir() else files_in(path)
     if not files:
         raise CorpusError(f"{path}: no tasks/*.json, task*.json or TASK/train.json in it")
     tasks: dict[str, list[tuple[Path, str | None]]] = {}
