@@ -23,7 +23,6 @@ class Columns:
     """Names of columns; `choices.text` reaches into a column that holds an object."""
 
     group: Annotated[str, "Column of the group."] = "group"
-    all_in: Annotated[str | None, "One group for every row, instead of a column."] = None
     prompt: Annotated[str, "Column of the prompt, or a text with {column} in it."] = "prompt"
     answer: Annotated[str | None, "Column of the answer; not needed with --answer-index."] = "answer"
     choices: Annotated[
@@ -36,6 +35,7 @@ class Columns:
     control: Annotated[str | None, "Column of the control prompt, or a text with {column} in it."] = None
     id: Annotated[str | None, "Column of the id; rows are numbered without one."] = None
     tags: Annotated[str | None, "Columns to keep as tags, by commas; name=column renames."] = None
+    all_in: Annotated[str | None, "One group for every row, instead of a column."] = None
 
     @property
     def single(self) -> dict[str, str]:
