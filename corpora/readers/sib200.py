@@ -44,7 +44,7 @@ def read_sib200(
     of three others of about that length. It has no control: nothing in the text is not its language.
     `topic`: the prompt is the sentence and the topics (in English, as in the files), the choices are the topics; the
     control leaves the sentence out: it controls for the frame and for how likely the topic's word is anyway.
-    A sentence's translations share the item `flores/INDEX` (its number in FLORES). Dropped: sentences of one character
+    A sentence's translations share the item `sib200/INDEX`. Dropped: sentences of one character
     for `rest`.
     """
     for name, value, known in (("ask", ask, ("rest", "topic")), ("group", group, ("language", "topic"))):
@@ -82,7 +82,7 @@ def _rows(file: Path, ask: str) -> Iterator[Example | Dropped]:
         index, topic, text = (text_at(row, name, where) for name in COLUMNS)
         if topic not in topics:
             raise CorpusError(f"{where}: the topic {topic!r} is none of those in labels.txt: {', '.join(topics)}")
-        tags = {"item": f"flores/{index}", "language": language, "split": split, "topic": topic}
+        tags = {"item": f"sib200/{index}", "language": language, "split": split, "topic": topic}
         id = f"{language}/{split}/{index}"
         if ask == "rest":
             head, tail = halves(text)

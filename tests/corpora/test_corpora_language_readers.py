@@ -95,7 +95,7 @@ def test_sib200_by_language_asks_for_the_rest_of_the_sentence(tmp_path: Path) ->
     assert (dog.prompt, dog.answer) == ("Der Hund schläft", " im Garten.")
     assert chinese.prompt + chinese.answer == SENTENCES["zho_Hans"][0]
     assert set(dog.choices) == {" im Garten.", " gern Milch.", " dort am Ufer."}
-    assert dict(dog.tags) == {"item": "flores/7", "language": "deu_Latn", "split": "train", "topic": "animals"}
+    assert dict(dog.tags) == {"item": "sib200/7", "language": "deu_Latn", "split": "train", "topic": "animals"}
     assert (dog.item, dog.control) == (chinese.item, None)
     assert reading.reasons == {"a single character": 2}
 
