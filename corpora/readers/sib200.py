@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Annotated
 
 from ..examples import CorpusError, Example
-from ..files import files_in, header_of, read_table, read_text, text_at
+from ..files import header_of, read_table, read_text, text_at
 from ..formats import Dropped, Reading, gather, register_format
 from ..parts import halves, only, with_choices
 
 COLUMNS = ("index_id", "category", "text")
 PARTS = ("train", "dev", "test")
+FOLDERS = ("", "*/", "annotated/*/", "data/*/", "data/annotated/*/")
 FRAME = "{sentence}\nTopics: {topics}\nTopic:"
 BARE = "Topics: {topics}\nTopic:"
 
 
 def _looks(path: Path) -> bool:
-    patterns = ("train.tsv", "*/train.tsv", "annotated/*/train.tsv", "data/*/train.tsv", "data/annotated/*/train.tsv")
-    file = path if path.is_file() else next((file for pattern in patterns for file in path.glob(pattern)), None)
+    found = (file for above in FOLDERS for file in path.glob(f"{above}train.tsv"))
+    file = path if path.is_file() else next(found, None)
     return file is not None and file.suffix == ".tsv" and header_of(file) == COLUMNS
 
 
@@ -44,8 +45,7 @@ def read_sib200(
     of three others of about that length. It has no control: nothing in the text is not its language.
     `topic`: the prompt is the sentence and the topics (in English, as in the files), the choices are the topics; the
     control leaves the sentence out: it controls for the frame and for how likely the topic's word is anyway.
-    A sentence's translations share the item `sib200/INDEX`. Dropped: sentences of one character
-    for `rest`.
+    A sentence's translations share the item `sib200/INDEX`. Dropped: sentences of one character for `rest`.
     """
     for name, value, known in (("ask", ask, ("rest", "topic")), ("group", group, ("language", "topic"))):
         if value not in known:
@@ -62,10 +62,13 @@ def read_sib200(
 
 
 def _tables(path: Path) -> list[Path]:
-    patterns = [
-        f"{above}{part}.tsv" for part in PARTS for above in ("", "*/", "annotated/*/", "data/*/", "data/annotated/*/")
-    ]
-    return files_in(path, *patterns)
+    """The tables of the repository, of `data/annotated` or of one language, in the order train, dev, test."""
+    if path.is_file():
+        return [path]
+    found = [file for part in PARTS for above in FOLDERS for file in sorted(path.glob(f"{above}{part}.tsv"))]
+    if not found:
+        raise CorpusError(f"{path}: no file LANG/train.tsv, dev.tsv or test.tsv in it or in its folder data/annotated")
+    return found
 
 
 def _topics(file: Path, rows: list[str]) -> tuple[str, ...]:

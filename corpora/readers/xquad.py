@@ -35,7 +35,9 @@ def read_xquad(
     *,
     cue: Annotated[str | None, "Word before the answer; by default 'Answer:' in the question's language."] = None,
     languages: Annotated[str | None, "Only these languages, joined by commas, such as es,zh."] = None,
-    longest: Annotated[int | None, "Leave out paragraphs of more characters than this."] = None,
+    longest: Annotated[
+        int | None, "Leave out questions with more characters than this, paragraph and answer too."
+    ] = None,
 ) -> Reading:
     """XQuAD (Artetxe et al. 2020, arXiv 1910.11856) in SQuAD 1.1's layout, a file per language called `xquad.LANG.json`.
 
@@ -43,17 +45,18 @@ def read_xquad(
     one given; the wrong choices are three answers to other questions on the paragraph (then on the article), none of which
     holds the right one or is held by it. The control is the question without its paragraph: it controls for the language,
     for what the question alone gives away and for what is known by heart, not for the length. Translations share the item
-    `xquad/ID`, the article's title is the topic. The files are a test set and make no split. Dropped: paragraphs that
-    are too long, answers that do not stand in their paragraph, questions with no wrong choice.
+    `xquad/ID`, the article's title is the topic. The files are a test set and make no split. Dropped: questions that
+    are too long in one of the languages, answers that do not stand in their paragraph, questions with no wrong choice.
     """
     named = {match[1]: file for file in files_in(path, "xquad.*.json") if (match := NAME.fullmatch(file.name))}
     files = only(named, languages, path=path, what="file xquad.LANG.json of")
-    rows = [row for name, file in files.items() for row in _rows(file, name, cue, longest)]
+    rows = [row for name, file in files.items() for row in _rows(file, name, cue)]
+    rows = rows if longest is None else _short(rows, longest)
     dropped = [row for row in rows if isinstance(row, Dropped)]
     return gather((row for row in rows if isinstance(row, Example)), name="xquad", dropped=dropped)
 
 
-def _rows(file: Path, language: str, cue: str | None, longest: int | None) -> Iterator[Example | Dropped]:
+def _rows(file: Path, language: str, cue: str | None) -> Iterator[Example | Dropped]:
     for article in _list(read_json(file), "data", f"{file}"):
         title = str(article.get("title", "")).replace("_", " ")
         paragraphs = _list(article, "paragraphs", f"{file}, article {title!r}")
@@ -64,9 +67,6 @@ def _rows(file: Path, language: str, cue: str | None, longest: int | None) -> It
             elsewhere = [answer for other, (_, rest) in enumerate(asked) if other != place for _, _, answer in rest]
             for number, (id, question, answer) in enumerate(questions):
                 where = f"{file}, question {id}"
-                if longest is not None and len(context) > longest:
-                    yield Dropped(where, f"its paragraph has more than {longest} characters")
-                    continue
                 if answer not in context:
                     yield Dropped(where, "the answer does not stand in its paragraph")
                     continue
@@ -82,6 +82,14 @@ def _rows(file: Path, language: str, cue: str | None, longest: int | None) -> It
                 yield Example(
                     f"{language}/{id}", language, f"{context}\n{control}", choices[index], choices, index, control, tags
                 )  # fmt: skip
+
+
+def _short(rows: list[Example | Dropped], longest: int) -> list[Example | Dropped]:
+    """The rows whose text has at most so many characters in every language, so that all keep the same questions."""
+    examples = [row for row in rows if isinstance(row, Example)]
+    long = {row.item for row in examples if len(f"{row.prompt}{row.answer}") > longest}
+    why = f"more than {longest} characters in one of the languages"
+    return [Dropped(row.id, why) if isinstance(row, Example) and row.item in long else row for row in rows]
 
 
 def _asked(paragraph: Mapping[str, Any], where: str) -> tuple[str, list[tuple[str, str, str]]]:

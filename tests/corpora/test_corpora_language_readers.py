@@ -172,7 +172,9 @@ def test_xquad_asks_about_a_paragraph_and_its_control_leaves_the_paragraph_out(t
     assert (spanish.item, spanish.answer_index) == (where.item, where.answer_index)
     assert spanish.prompt.endswith("¿Dónde?\nRespuesta:")
     assert reading.reasons == {"the answer does not stand in its paragraph": 2}
-    assert npl.read_format(tmp_path, "xquad", longest=37).corpus.counts == {"es": 3}
+    both, alone = (npl.read_format(tmp_path, "xquad", longest=63, languages=names) for names in ("en,es", "en"))
+    assert [row.id for row in both.corpus] == ["en/q2", "es/q2"]  # q3 has 63 characters in English, 68 in Spanish
+    assert [row.id for row in alone.corpus] == ["en/q2", "en/q3"]
 
 
 def test_xquad_choices_do_not_hold_one_another() -> None:
