@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .examples import CorpusError, Example
+from .formats import Dropped
 
 T = TypeVar("T")
 
@@ -32,6 +33,18 @@ def only(found: Mapping[str, T], wanted: str | None, *, path: Path, what: str) -
             f"{path}: no {what} {asked}; there are {', '.join(known[:12]) or 'none'}{more}".replace(" ;", ";")
         )
     return {name: found[name] for name in names}
+
+
+def parted(rows: Iterable[Example | Dropped]) -> tuple[list[Example], list[Dropped]]:
+    """The examples, and the rows left out."""
+    examples: list[Example] = []
+    dropped: list[Dropped] = []
+    for row in rows:
+        if isinstance(row, Example):
+            examples.append(row)
+        else:
+            dropped.append(row)
+    return examples, dropped
 
 
 def evenly(rows: Sequence[T], most: int | None) -> list[T]:

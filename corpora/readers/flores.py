@@ -9,7 +9,7 @@ from typing import Annotated
 from ..examples import CorpusError, Example
 from ..files import read_table, read_text
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import halves, only, space_before, with_choices, with_others_prompts
+from ..parts import halves, only, parted, space_before, with_choices, with_others_prompts
 
 SPLITS = {"dev": "dev", "devtest": "test"}
 TEMPLATE = "{source}: {text}\n{target}:"
@@ -48,10 +48,11 @@ def read_flores(
     """
     lines = _lines(path, languages)
     topics = {part: _topics(path, part) for part in SPLITS}
-    made = list(_texts(lines, topics) if pairs is None else _translations(lines, pairs.split(","), template, topics))
-    examples = with_choices([row for row in made if isinstance(row, Example)])
+    made = _texts(lines, topics) if pairs is None else _translations(lines, pairs.split(","), template, topics)
+    kept, dropped = parted(made)
+    examples = with_choices(kept)
     twinned = examples if pairs is None else with_others_prompts(examples)
-    return gather(twinned, name="flores", dropped=[row for row in made if isinstance(row, Dropped)])
+    return gather(twinned, name="flores", dropped=dropped)
 
 
 def _lines(path: Path, languages: str | None) -> Lines:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from ..examples import CorpusError, Example
 from ..files import files_in, first_json, read_json_rows, text_at
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import placed, with_choices
+from ..parts import parted, placed, with_choices
 
 LABELS = 10  # more different outputs than this are not labels to choose from
 PATTERNS = ("dataset_files/*tractive/*.json", "*tractive/*.json", "*.json")
@@ -57,9 +57,9 @@ def read_function_vectors(
     examples: list[Example] = []
     dropped: list[Dropped] = []
     for file in _files(path) or files_in(path, *PATTERNS):
-        rows = list(_questions(file, shots, seed, frame))
-        dropped += [row for row in rows if isinstance(row, Dropped)]
-        examples += _chosen([row for row in rows if isinstance(row, Example)])
+        asked, left = parted(_questions(file, shots, seed, frame))
+        examples += _chosen(asked)
+        dropped += left
     return gather(examples, name=path.stem, dropped=dropped)
 
 

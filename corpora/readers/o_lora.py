@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from ..examples import Corpus, CorpusError, Example
 from ..formats import Dropped, Reading, gather, register_format
+from ..parts import parted
 
 PARTS = ("train", "dev", "test")
 UNDECIDED = "-"  # MNLI's rows on which its annotators did not agree
@@ -57,8 +58,9 @@ def read_o_lora_files(
         if not found:
             raise CorpusError(f"{folder}: holds labels.json but none of {', '.join(f'{part}.json' for part in PARTS)}")
         for part in found:
-            for made in _examples(folder / f"{part}.json", folder.name, part, labels, template):
-                (examples if isinstance(made, Example) else dropped).append(made)
+            kept, left = parted(_examples(folder / f"{part}.json", folder.name, part, labels, template))
+            examples += kept
+            dropped += left
     if not examples and not dropped:
         raise CorpusError(f"{root}: no labels.json in it or below; expected a benchmark in O-LoRA's layout")
     return gather(examples, name=root.name, dropped=dropped)

@@ -10,7 +10,7 @@ from typing import Annotated
 from ..examples import CorpusError, Example
 from ..files import header_of, read_table, read_text, text_at
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import halves, only, with_choices
+from ..parts import halves, only, parted, with_choices
 
 COLUMNS = ("index_id", "category", "text")
 PARTS = ("train", "dev", "test")
@@ -54,11 +54,10 @@ def read_sib200(
     for file in _tables(path):
         folders.setdefault(file.parent.name, []).append(file)
     chosen = only(folders, languages, path=path, what="folder of the language")
-    rows = [row for files in chosen.values() for file in files for row in _rows(file, ask)]
-    examples = [row for row in rows if isinstance(row, Example)]
+    examples, dropped = parted(row for files in chosen.values() for file in files for row in _rows(file, ask))
     asked = with_choices(examples) if ask == "rest" else examples
     grouped = asked if group == "language" else [replace(row, group=row.tags["topic"]) for row in asked]
-    return gather(grouped, name="sib200", dropped=[row for row in rows if isinstance(row, Dropped)])
+    return gather(grouped, name="sib200", dropped=dropped)
 
 
 def _tables(path: Path) -> list[Path]:

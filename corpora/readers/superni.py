@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from ..examples import CorpusError, Example
 from ..files import files_in, read_json
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import evenly, with_others_prompts
+from ..parts import evenly, parted, with_others_prompts
 
 PARTS = ("train", "dev", "test")
 LABELS = 20  # more different outputs than this are not labels to choose from
@@ -61,13 +61,13 @@ def read_superni(
     for file in files:
         part = file.stem if file.stem in PARTS else None
         tasks.setdefault(file.parent.name if part else file.stem, []).append((file, part))
-    rows = [row for task, found in tasks.items() for row in _task(task, found, shots, most, template)]
-    several = sum(row.tags.get("outputs", "1") != "1" for row in rows if isinstance(row, Example))
+    rows = (row for task, found in tasks.items() for row in _task(task, found, shots, most, template))
+    examples, dropped = parted(rows)
+    several = sum("outputs" in row.tags for row in examples)
     notes = [f"{several} instances have more than one right output; the first is the answer (tag 'outputs')"] * bool(
         several
     )
-    twinned = with_others_prompts(row for row in rows if isinstance(row, Example))
-    return gather(twinned, name=path.stem, dropped=[row for row in rows if isinstance(row, Dropped)], notes=notes)
+    return gather(with_others_prompts(examples), name=path.stem, dropped=dropped, notes=notes)
 
 
 def _files(path: Path) -> Iterator[Path]:

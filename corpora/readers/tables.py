@@ -129,7 +129,7 @@ def _dataset(
             for column, feature in rows.features.items()
             if column != numbers and getattr(feature, "names", None)
         }
-        places = evenly(range(len(rows)), most)
-        for place, row in zip(places, rows.select(places), strict=True):
+        for place in evenly(range(len(rows)), most):
+            row: dict[str, Any] = dict(rows[place])
             named = {column: names[row[column]] for column, names in labels.items() if row[column] in range(len(names))}
             yield f"{name} {split}, row {place + 1}", {**row, **named, "__split__": str(split)}

@@ -10,7 +10,7 @@ from typing import Annotated
 from ..examples import CorpusError, Example
 from ..files import files_in
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import only, space_before, with_choices, with_others_prompts
+from ..parts import only, parted, space_before, with_choices, with_others_prompts
 from ..translations import aligned_lines
 
 NAME = re.compile(r"tatoeba\.([a-z]{2,})-eng\.([a-z]{2,})")
@@ -53,9 +53,10 @@ def read_tatoeba(
     codes = {match[1]: file for file in found if (match := NAME.fullmatch(file.name))}
     wanted = only(codes, languages, path=path, what="file tatoeba.LANG-eng.eng of")
     ways = {"into": (False,), "from": (True,), "both": (False, True)}[direction]
-    rows = [row for code in wanted for away in ways for row in _pairs(path, code, away, template, longest)]
-    pairs = with_others_prompts(with_choices(row for row in rows if isinstance(row, Example)))
-    return gather(pairs, name="tatoeba", dropped=[row for row in rows if isinstance(row, Dropped)])
+    rows = (row for code in wanted for away in ways for row in _pairs(path, code, away, template, longest))
+    examples, dropped = parted(rows)
+    pairs = with_others_prompts(with_choices(examples))
+    return gather(pairs, name="tatoeba", dropped=dropped)
 
 
 def _pairs(path: Path, code: str, away: bool, template: str, longest: int | None) -> Iterator[Example | Dropped]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from ..examples import CorpusError, Example
 from ..files import files_in, first_json, read_json_rows, text_at
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import with_others_prompts
+from ..parts import parted, with_others_prompts
 
 FIELDS = ("premise", "choice1", "choice2", "question", "label", "idx")
 SPLITS = {"train": "train", "val": "dev", "validation": "dev", "test": "test"}
@@ -59,13 +59,12 @@ def read_xcopa(
     """
     if joint not in ("words", "line"):
         raise CorpusError(f"expected the joint words or line, found {joint!r}")
-    examples: list[Example] = []
-    dropped: list[Dropped] = []
+    rows: list[Example | Dropped] = []
     for file in files_in(path, "*.jsonl", "*/*.jsonl", "data/*/*.jsonl"):
         split, language = _named(file, joint)
         for where, row in read_json_rows(file):
-            made = _example(row, where, split=split, language=language, joint=joint)
-            (examples if isinstance(made, Example) else dropped).append(made)
+            rows.append(_example(row, where, split=split, language=language, joint=joint))
+    examples, dropped = parted(rows)
     twinned = with_others_prompts(examples, within=lambda example: example.tags["task"])
     return gather(twinned, name="xcopa", dropped=dropped)
 

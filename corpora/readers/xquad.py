@@ -12,7 +12,7 @@ from ..cues import answer_cue
 from ..examples import CorpusError, Example
 from ..files import files_in, read_json, text_at
 from ..formats import Dropped, Reading, gather, register_format
-from ..parts import only, placed
+from ..parts import only, parted, placed
 
 NAME = re.compile(r"xquad\.(\w+)\.json")
 
@@ -51,9 +51,8 @@ def read_xquad(
     named = {match[1]: file for file in files_in(path, "xquad.*.json") if (match := NAME.fullmatch(file.name))}
     files = only(named, languages, path=path, what="file xquad.LANG.json of")
     rows = [row for name, file in files.items() for row in _rows(file, name, cue)]
-    rows = rows if longest is None else _short(rows, longest)
-    dropped = [row for row in rows if isinstance(row, Dropped)]
-    return gather((row for row in rows if isinstance(row, Example)), name="xquad", dropped=dropped)
+    examples, dropped = parted(rows if longest is None else _short(rows, longest))
+    return gather(examples, name="xquad", dropped=dropped)
 
 
 def _rows(file: Path, language: str, cue: str | None) -> Iterator[Example | Dropped]:
