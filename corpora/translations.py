@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .examples import Corpus, CorpusError, Example
 from .facts import LANGUAGES, fact_table, spread
+from .files import read_text
 from .tasks import row_id, translate_row
 from .wording import wording
 
@@ -80,16 +81,7 @@ def parallel_corpus(
 
     Raises CorpusError when the files differ in length or hold no pair.
     """
-    sides = [Path(file).read_text(encoding="utf-8").splitlines() for file in (source_file, target_file)]
-    if len(sides[0]) != len(sides[1]):
-        raise CorpusError(
-            f"{source_file} has {len(sides[0])} lines, {target_file} {len(sides[1])}; expected files that are aligned line by line"
-        )
-    limit = max_characters or max(map(len, sides[0] + sides[1]), default=0)
-    pairs: dict[str, str] = {}
-    for text, translation in zip(*sides, strict=True):
-        pairs.setdefault(text.strip(), translation.strip())
-    kept = [(a, b) for a, b in pairs.items() if a and b and max(len(a), len(b)) <= limit]
+    kept, _ = aligned_lines(source_file, target_file, max_characters=max_characters)
     examples = tuple(
         Example(
             id=f"{source}-{target}/{number}",
@@ -98,9 +90,37 @@ def parallel_corpus(
             answer=space + translation,
             tags={"language": source, "target": target, "task": "translate", "split": _split(number, shares)},
         )
-        for number, (text, translation) in enumerate(kept)
+        for number, (_, text, translation) in enumerate(kept)
     )
     return Corpus(examples, name=f"{source}-{target}")
+
+
+def aligned_lines(
+    source_file: str | os.PathLike[str], target_file: str | os.PathLike[str], *, max_characters: int | None = None
+) -> tuple[list[tuple[int, str, str]], list[tuple[int, str]]]:
+    """The pairs of two line-aligned files with their line numbers, and the lines left out with the reason.
+
+    Left out are an empty side, a side of more than `max_characters`, and a source line that stood before. Raises
+    CorpusError when the files differ in length.
+    """
+    files = (Path(source_file), Path(target_file))
+    sides = [[line.strip() for line in read_text(file).removesuffix("\n").split("\n")] for file in files]
+    if len(sides[0]) != len(sides[1]):
+        raise CorpusError(
+            f"{source_file} has {len(sides[0])} lines, {target_file} {len(sides[1])}; expected files that are aligned line by line"
+        )
+    kept, dropped, seen = [], [], set()
+    for number, (text, translation) in enumerate(zip(*sides, strict=True), start=1):
+        if text in seen:
+            dropped.append((number, "the same sentence stood before"))
+        elif not text or not translation:
+            dropped.append((number, "an empty line"))
+        elif max_characters is not None and max(len(text), len(translation)) > max_characters:
+            dropped.append((number, f"more than {max_characters} characters"))
+        else:
+            kept.append((number, text, translation))
+        seen.add(text)
+    return kept, dropped
 
 
 def _split(number: int, shares: Sequence[float]) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from ..examples import Corpus, CorpusError, Example
 from ..formats import Dropped, Reading, gather, register_format
+from ..parts import parted
 
 PARTS = ("train", "dev", "test")
 UNDECIDED = "-"  # MNLI's rows on which its annotators did not agree
@@ -47,23 +48,22 @@ def read_o_lora_files(
 ) -> Reading:
     """A folder of this layout with the rows left out (label "-": its annotators did not agree); see `read_o_lora`."""
     root = path
+    dropped: list[Dropped] = []
     if "{sentence}" not in template:
         raise CorpusError(f"the template {template!r} has no {{sentence}} in it")
-    made: list[Example | Dropped] = []
+    examples: list[Example] = []
     for file in _labels(root):
         folder, labels = file.parent, _label_list(file)
         found = [part for part in PARTS if (folder / f"{part}.json").is_file()]
         if not found:
             raise CorpusError(f"{folder}: holds labels.json but none of {', '.join(f'{part}.json' for part in PARTS)}")
         for part in found:
-            made += _examples(folder / f"{part}.json", folder.name, part, labels, template)
-    if not made:
+            kept, left = parted(_examples(folder / f"{part}.json", folder.name, part, labels, template))
+            examples += kept
+            dropped += left
+    if not examples and not dropped:
         raise CorpusError(f"{root}: no labels.json in it or below; expected a benchmark in O-LoRA's layout")
-    return gather(
-        [one for one in made if isinstance(one, Example)],
-        name=root.name,
-        dropped=[one for one in made if isinstance(one, Dropped)],
-    )
+    return gather(examples, name=root.name, dropped=dropped)
 
 
 def _labels(root: Path) -> Iterator[Path]:

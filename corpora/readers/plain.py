@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,15 @@ from ..examples import CorpusError, Example
 from ..files import files_in, read_text
 from ..formats import Dropped, Reading, gather, register_format
 
+PARTS = ("train", "dev", "test")
+
 
 @register_format(
     "text",
     title="plain text: GROUP.txt or GROUP/*.txt in a folder, one example per line or paragraph",
     source="any files",
     licence="the files' own",
-    looks=lambda path: path.is_dir() and any(path.glob("*.txt")),
+    looks=lambda path: path.is_dir() and {file.suffix for file in path.glob("*.*")} == {".txt"},
 )
 def read_plain(
     path: Path,
@@ -26,7 +29,8 @@ def read_plain(
     """Units of text; the first word is the prompt and the rest the answer, so that nearly every token is scored.
 
     Text has no question: with the objective `all` (every token) the border does not matter. A unit of a single word
-    (nothing follows to be scored) is dropped, so is one that is shorter than `shortest`.
+    (nothing follows to be scored) is dropped, so is one that is shorter than `shortest`. Files GROUP/train.txt, dev.txt and
+    test.txt give their lines the tag `split`.
     """
     if unit not in ("line", "paragraph", "file"):
         raise CorpusError(f"expected the unit line, paragraph or file, found {unit!r}")
@@ -39,7 +43,8 @@ def read_plain(
             if len(text) < shortest or not tail:
                 dropped.append(Dropped(where, f"shorter than {shortest} characters" if tail else "a single word"))
                 continue
-            examples.append(Example(f"{group}/{file.stem}/{number}", group, head, tail, tags={"file": file.name}))
+            tags = {"file": file.name} | ({"split": file.stem} if file.stem in PARTS else {})
+            examples.append(Example(f"{group}/{file.stem}/{number}", group, head, tail, tags=tags))
     return gather(examples, name=path.stem, dropped=dropped)
 
 
@@ -47,7 +52,7 @@ def _units(text: str, unit: str) -> list[str]:
     text = text.replace("\r\n", "\n")
     if unit == "file":
         return [text.strip()] if text.strip() else []
-    return [part.strip() for part in text.split("\n" if unit == "line" else "\n\n") if part.strip()]
+    return [part.strip() for part in re.split(r"\n" if unit == "line" else r"\n\s*\n", text) if part.strip()]
 
 
 def _border(text: str) -> tuple[str, str]:
