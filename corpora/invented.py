@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-
 from typing import Any
 
 from .examples import Corpus, CorpusError, Example

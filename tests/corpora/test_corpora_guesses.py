@@ -10,14 +10,17 @@ import neuropolis as npl
 import pytest
 from benchmark_files import TINY
 from neuropolis.corpora.formats import guess_formats
+from tiny_language_files import BUILDERS
+
+EVERY = {**TINY, **BUILDERS}
 
 
-@pytest.mark.parametrize("format", TINY)
+@pytest.mark.parametrize("format", EVERY)
 def test_tiny_files_are_guessed_as_their_own_format_only(tmp_path: Path, format: str) -> None:
-    assert guess_formats(TINY[format](tmp_path)) == (format,)
+    assert guess_formats(EVERY[format](tmp_path)) == (format,)
 
 
-@pytest.mark.parametrize("format", TINY)
+@pytest.mark.parametrize("format", EVERY)
 def test_nothing_looks_like_a_format_by_chance_and_looking_never_raises(tmp_path: Path, format: str) -> None:
     looks = npl.formats()[format].looks
     (tmp_path / "data").mkdir()
