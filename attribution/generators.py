@@ -70,15 +70,17 @@ class LocalGenerator:
     Messages go through the tokenizer's chat template; where it has none they are put below one another, ending in
     "Answer:". Where it refuses a system message, that stands at the beginning of the user's. A row is drawn with its own
     random numbers, so that what it says does not depend on the rows beside it but through rounding: in float32 a draw
-    changes about once in a million tokens, in bfloat16 more often.
+    changes about once in a million tokens, in bfloat16 more often. It is `called` by the model's name and fingerprint, or
+    otherwise where something was tuned into it.
     """
 
     subject: Subject
     batch_size: int = 32
+    called: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.subject.name} ({self.subject.fingerprint})"
+        return self.called or f"{self.subject.name} ({self.subject.fingerprint})"
 
     def __call__(self, prompts: Sequence[Messages], *, sampling: Sampling, seeds: Sequence[int]) -> list[Reply]:
         ids = [self._ids(prompt) for prompt in prompts]

@@ -14,6 +14,7 @@ from . import (
     ablate,
     compare,
     continual,
+    culture_spa,
     curves,
     demo,
     evaluate,
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 for verb in (
     demo, locate, fidelity, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap, similarity,
-    represent, redundancy, neuron, report, info,
+    represent, redundancy, neuron, culture_spa, report, info,
 ):  # fmt: skip
     verb.add(app)
 
@@ -60,7 +61,12 @@ def _interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-for command in app.registered_commands:
+def _commands(group: Any) -> list[Any]:
+    """The commands of a group of verbs."""
+    return group.typer_instance.registered_commands
+
+
+for command in [*app.registered_commands, *(one for group in app.registered_groups for one in _commands(group))]:
     assert command.callback is not None
     command.callback = _interruptible(command.callback)
 
