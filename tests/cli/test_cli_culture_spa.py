@@ -90,7 +90,8 @@ def test_neurons_are_located_on_what_was_collected_tuned_and_asked(run: Run, sur
     remote = ("--server", "http://127.0.0.1:9/v1")
     run("culture-spa", "answer", "big", *HERE, "--out", "a.jsonl", *remote)
     run("culture-spa", "collect", "a.jsonl", *HERE, "--out", "i.jsonl", "--plain")
-    run("locate", "model", "--data", "i.jsonl", "--out", "s.h5", "--top", "5%")
+    run("locate", "model", "--data", "i.jsonl", "--out", "s.h5")
+    run("select", "s.h5", "--top", "5%")
     said = run("culture-spa", "tune", "model", "--data", "i.jsonl", "--out", "t", "--way", "neurons", "--study", "s.h5")
     assert "tuned joint:" in said
     # the tiny model knows no digit, so that its answers are of no use, which is said and not hidden
