@@ -150,13 +150,18 @@ def drawn(
     """
     probabilities = (scores.float() / temperature).softmax(dim=-1)
     if top_p >= 1:
-        ordered, tokens = probabilities, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-    else:
-        ordered, tokens = probabilities.topk(min(NUCLEUS, scores.shape[1]))
-        if bool((ordered.sum(dim=-1) < top_p).any()):
-            ordered, tokens = probabilities.sort(dim=-1, descending=True)
+        return _place(probabilities, uniform, top_p)
+    ordered, tokens = probabilities.topk(min(NUCLEUS, scores.shape[1]))
+    chosen = tokens.gather(1, _place(ordered, uniform, top_p)[:, None]).squeeze(1)
+    for row in (ordered.sum(dim=-1) < top_p).nonzero().flatten().tolist():  # a nucleus wider than the short list
+        ordered, tokens = probabilities[row].sort(descending=True)
+        chosen[row] = tokens[_place(ordered[None], uniform[row : row + 1], top_p)[0]]
+    return chosen
+
+
+def _place(ordered: Float[Tensor, "row token"], uniform: Float[Tensor, " row"], top_p: float) -> Int[Tensor, " row"]:
+    """Where in the run of tokens that reaches `top_p` a draw falls."""
     below = ordered.cumsum(dim=-1)
     kept = (below - ordered < top_p).sum(dim=-1, keepdim=True)
     mass = below.gather(1, kept - 1)
-    place = (below <= uniform[:, None] * mass).sum(dim=-1, keepdim=True)
-    return tokens.gather(1, place.minimum(kept - 1)).squeeze(1)
+    return (below <= uniform[:, None] * mass).sum(dim=-1, keepdim=True).minimum(kept - 1).squeeze(1)

@@ -5,8 +5,9 @@ new tokens (the end-of-text token is turned off). One at a time is what Hugging 
 one prompt after another. The two take turns; printed are medians over the rounds and the median of the ratios within a
 round, in wall seconds.
 
-- qwen: the shape of Qwen2-0.5B with random weights
-- tiny: a Qwen2 of 2 layers with random weights
+- qwen: the shape of Qwen2-0.5B with random weights, the last norm's times PEAK / sqrt(width), so that next tokens are about as
+  uncertain as a trained model's and not all alike
+- tiny: the same with 2 layers of width 256
 - a folder: a model with its tokenizer
 
     python benchmarks/generation.py --model qwen --threads 2
@@ -19,6 +20,7 @@ import statistics
 import time
 from typing import Any
 
+PEAK = 280.0
 TEXT = "Given a #Question and #Options, choose the option that best aligns with your own value system. #Question: {} "
 
 
@@ -37,7 +39,10 @@ def subject_of(name: str) -> Any:
             bos_token_id=None, eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
         tokenizer = load_model("bundled:polis").tokenizer
-        subject = load_model((transformers.Qwen2ForCausalLM(config).eval(), tokenizer))
+        model = transformers.Qwen2ForCausalLM(config).eval()
+        with torch.no_grad():
+            model.model.norm.weight.mul_(PEAK / config.hidden_size**0.5)
+        subject = load_model((model, tokenizer))
     else:
         subject = load_model(name)
     subject.tokenizer.eos_token = None
