@@ -25,6 +25,7 @@ from neuropolis.attribution.generators import LocalGenerator, Sampling
 from neuropolis.corpora.facts import fact_table, stable_hash
 from neuropolis.corpora.survey import Culture, Question, Survey
 from neuropolis.corpora.wording import wording
+from neuropolis.finetune.compare_translation import ended
 from neuropolis.finetune.culture_spa.answers import (
     answer_questions,
     answers_by_culture,
@@ -69,7 +70,9 @@ def taught(subject: npl.Subject, survey: Survey, steps: int) -> npl.Subject:
     shown = [e for e in npl.survey_corpus(survey, chat=False) if survey.topics.index(e.tags["topic"]) % 2 == 0]
     own = npl.load_corpus("bundled:polis-tasks", split="train")
     kept = [e for e in own if e.tags["language"] == "en" and e.tags["task"] in ("answer", "choice")]
-    mixed = npl.Corpus((*shown, *kept[:: max(1, len(kept) // (2 * len(shown)))]), name="numbers")
+    mixed = npl.Corpus(
+        (*ended(subject, npl.Corpus(tuple(shown))), *kept[:: max(1, len(kept) // (2 * len(shown)))]), name="numbers"
+    )
     return npl.finetune_full(subject, mixed, lr=1e-3, steps=steps, batch_size=16, split=None).merge(subject)
 
 
@@ -102,7 +105,7 @@ def main() -> None:
     right = [e.answer == f" {asked.majority(e.group)[e.item]}" for e in instances]
     table, new = scores(survey, out / "before.jsonl")
     unaware = npl.alignment(survey, answers_by_culture(survey, read_answers(out / "before.jsonl"), asking="unaware"))
-    print(
+    say(
         f"{len(instances)} instances of {sum(c.compared for c in counts.values())}, {statistics.mean(right):.1%} of them right"
     )
     say(f"{'':<22}{'numbers':>9}{'aware':>8}{'new topics':>12}{'valid':>7}{'general':>9}")

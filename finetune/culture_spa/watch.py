@@ -37,8 +37,9 @@ class Watch:
             self.useful += 1
             return
         self.useless += 1
-        if len(self.samples) < SHOWN:
-            self.samples.append(f"{failed}: {said[:200]!r}" if said else failed)
+        sample = f"{failed}: {said[:200]!r}" if said else failed
+        if len(self.samples) < SHOWN and sample not in self.samples:
+            self.samples.append(sample)
 
     def check(self) -> None:
         """Raise GeneratorError with samples when too many replies were useless."""

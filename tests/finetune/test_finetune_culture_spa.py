@@ -121,7 +121,7 @@ def test_a_generator_that_never_parses_is_stopped_with_samples(survey: Survey, t
     with pytest.raises(GeneratorError, match=r"40 of 40 replies are of no use, more than 80%.*'As a language model'"):
         generate(survey, fake, tmp_path / "g.jsonl", patience=Patience(replies=40))
     assert fake.batches == 5
-    with pytest.raises(GeneratorError, match=r"topic '.': 64 of 64 .*Such as: gone \| gone \| gone\."):
+    with pytest.raises(GeneratorError, match=r"topic '.': 64 of 64 .*Such as: gone. What"):
         generate(survey, Fake(lambda *_: None), tmp_path / "h.jsonl")
 
 
