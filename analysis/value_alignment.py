@@ -25,7 +25,8 @@ class Alignment:
     """Alignment scores by culture, from 100 (every answer is the majority's) downwards.
 
     `values` [group] with 95 % of a bootstrap over questions from `low` to `high`; `chance` [group] is the mean score of
-    random answers to the same questions. `valid` [group] answers counted out of `asked` [group], the questions whose
+    random answers to the same questions, `middle` [group] that of always answering the middle option (the lower of two),
+    which is above chance without any values. `valid` [group] answers counted out of `asked` [group], the questions whose
     majority is known: leaving out invalid answers can raise a score. NaN where no answer is valid. `subject` is the
     fingerprint of the model that answered, empty where it is not known.
     """
@@ -35,6 +36,7 @@ class Alignment:
     low: Float[Tensor, " group"]
     high: Float[Tensor, " group"]
     chance: Float[Tensor, " group"]
+    middle: Float[Tensor, " group"]
     valid: Int[Tensor, " group"]
     asked: Int[Tensor, " group"]
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class Alignment:
         return Record("alignment", name, arrays, meta)
 
 
-_ARRAYS = ("values", "low", "high", "chance", "valid", "asked")
+_ARRAYS = ("values", "low", "high", "chance", "middle", "valid", "asked")
 
 
 @record_type("alignment")
@@ -106,7 +108,7 @@ def culture_similarity(survey: Survey) -> dict[str, dict[str, float]]:
 def _scored(
     survey: Survey, key: str, said: Mapping[str, str | int | None], resamples: int, generator: torch.Generator
 ) -> tuple[list[float], list[int]]:
-    """(score, low, high, chance), (valid, asked) of one culture."""
+    """(score, low, high, chance, middle), (valid, asked) of one culture."""
     questions = {question.id: question for question in survey.questions}
     if unknown := [id for id in said if id not in questions]:
         raise CorpusError(
@@ -116,21 +118,22 @@ def _scored(
     numbers = {id: first_number(str(answer), most=MOST) for id, answer in said.items() if answer is not None}
     valid = [id for id in gold if numbers.get(id) is not None]
     if not valid:
-        return [torch.nan] * 4, [0, len(gold)]
+        return [torch.nan] * 5, [0, len(gold)]
     right = torch.tensor([gold[id] for id in valid], dtype=torch.float64)
     given = torch.tensor([numbers[id] for id in valid], dtype=torch.float64)
     count = torch.tensor([len(questions[id].options) for id in valid], dtype=torch.float64)
     first = torch.tensor([questions[id].first for id in valid], dtype=torch.float64)
     missed, widest = (given - right).square(), (count - 1).square()
     if not resamples:
-        return [_score(missed, widest).item(), torch.nan, torch.nan, torch.nan], [len(valid), len(gold)]
+        return [_score(missed, widest).item(), torch.nan, torch.nan, torch.nan, torch.nan], [len(valid), len(gold)]
     drawn = torch.randint(len(valid), (resamples, len(valid)), generator=generator)
     low, high = (
         _score(missed[drawn], widest[drawn]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     )
     guess = (torch.rand((resamples, len(valid)), generator=generator, dtype=torch.float64) * count).floor() + first
     chance = _score((guess - right).square(), widest.expand_as(guess)).mean().item()
-    return [_score(missed, widest).item(), low, high, chance], [len(valid), len(gold)]
+    middle = _score((first + ((count - 1) / 2).floor() - right).square(), widest).item()
+    return [_score(missed, widest).item(), low, high, chance, middle], [len(valid), len(gold)]
 
 
 def _score(missed: Float[Tensor, "*draw question"], widest: Float[Tensor, "*draw question"]) -> Float[Tensor, "*draw"]:

@@ -109,6 +109,8 @@ def main() -> None:
         f"{len(instances)} instances of {sum(c.compared for c in counts.values())}, {statistics.mean(right):.1%} of them right"
     )
     say(f"{'':<22}{'numbers':>9}{'aware':>8}{'new topics':>12}{'valid':>7}{'general':>9}")
+    say(f"{'random answers':<22}{'':>9}{float(table.chance.mean()):>8.2f}")
+    say(f"{'the middle option':<22}{'':>9}{float(table.middle.mean()):>8.2f}")
     say(f"{'unaware, untuned':<22}{'':>9}{unaware.mean:>8.2f}")
     say(f"{'untuned':<22}{'':>9}{table.mean:>8.2f}{new:>12.2f}{int(table.valid.sum()):>7}{before:>9.1%}")
     found = npl.attribute(subject, instances, split=None)

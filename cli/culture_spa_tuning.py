@@ -130,17 +130,37 @@ def evaluate(
 
 def show(found: Alignment) -> None:
     """Scores by culture with their valid counts."""
-    say("alignment with each culture's majority (100: the same answers), 95% interval, and what random answers get")
+    say(
+        "alignment with each culture's majority (100: the same answers), 95% interval, and what answers without values get"
+    )
     rows = [
-        [group, f"{value:.2f}", f"{low:.2f} to {high:.2f}", f"{chance:.2f}", f"{valid} of {asked}"]
-        for group, value, low, high, chance, valid, asked in zip(
-            found.groups, found.values, found.low, found.high, found.chance, found.valid, found.asked, strict=True
+        [group, f"{value:.2f}", f"{low:.2f} to {high:.2f}", f"{chance:.2f}", f"{middle:.2f}", f"{valid} of {asked}"]
+        for group, value, low, high, chance, middle, valid, asked in zip(
+            found.groups,
+            found.values,
+            found.low,
+            found.high,
+            found.chance,
+            found.middle,
+            found.valid,
+            found.asked,
+            strict=True,
         )
     ]
     total = f"{int(found.valid.sum())} of {int(found.asked.sum())}"
     table(
-        ["culture", "alignment", "95% interval", "random", "valid answers"],
-        [*rows, ["mean", f"{found.mean:.2f}", "", f"{float(found.chance.mean()):.2f}", total]],
+        ["culture", "alignment", "95% interval", "random", "middle", "valid answers"],
+        [
+            *rows,
+            [
+                "mean",
+                f"{found.mean:.2f}",
+                "",
+                f"{float(found.chance.mean()):.2f}",
+                f"{float(found.middle.mean()):.2f}",
+                total,
+            ],
+        ],
     )
 
 

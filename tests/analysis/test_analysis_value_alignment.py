@@ -56,11 +56,13 @@ def test_an_answer_out_of_the_options_counts_up_to_ten_as_it_does_for_the_author
     assert found.values.item() == pytest.approx(100 * (1 - 9 / 3))
 
 
-def test_chance_is_the_mean_of_random_answers() -> None:
+def test_chance_is_the_mean_of_random_answers_and_middle_that_of_the_middle_option() -> None:
     survey = make_survey(north={"Q3": 0})
     found = alignment(survey, {"north": {"Q3": 0}}, resamples=20_000)
     # misses of 0, 1 and 2 of 2, a third each
     assert found.chance.item() == pytest.approx(50.0, abs=1.0)
+    assert found.middle.item() == 50.0  # always 1, of 0 to 2
+    assert alignment(make_survey(north={"Q1": 4}), {"north": {"Q1": 4}}).middle.item() == pytest.approx(100 / 3)
 
 
 def test_cultures_are_compared_by_their_majorities() -> None:
