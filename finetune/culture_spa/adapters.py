@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,7 +91,7 @@ def _write(subject: Subject, folder: Path, tensors: dict[str, torch.Tensor], ran
         save_file({key: tensor.float() for key, tensor in tensors.items()}, temporary / TENSORS)
 
 
-def _config(folder: Path):
+def _config(folder: Path) -> Any:
     from peft import LoraConfig
 
     return LoraConfig.from_pretrained(str(folder))

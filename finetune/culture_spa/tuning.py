@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from ...attribution.generators import LocalGenerator
+from ...attribution.generators import LocalGenerator, row_seed
 from ...corpora.examples import Corpus
 from ...corpora.survey import Asking, Survey
 from ...neurons.sets import NeuronSet
@@ -177,7 +177,10 @@ def answer_tuned(
     """
     if asking == "unaware":
         raise TuneError("asking 'unaware' is of no culture; ask 'aware' or 'thinking'")
-    generator = LocalGenerator(subject, rows, f"{subject.name} ({subject.fingerprint}) tuned in {tuned.folder.name}")
+    made = (
+        f"{row_seed(json.dumps(dict(tuned.about), sort_keys=True)):08x}"  # answers of another tuning are not mixed in
+    )
+    generator = LocalGenerator(subject, rows, f"{subject.name} ({subject.fingerprint}) tuned as {made}")
     by_member: dict[str, list[str]] = {}
     for culture in cultures or tuple(survey.cultures):
         by_member.setdefault(tuned.member(culture), []).append(culture)
