@@ -91,7 +91,9 @@ def alignment(
     rows = torch.tensor([row for row, _ in found.values()], dtype=torch.float64)
     counts = torch.tensor([count for _, count in found.values()])
     origin = {"survey": survey.name, "most": MOST, "resamples": resamples, "seed": seed}
-    return Alignment(tuple(found), *rows.t(), *counts.t(), origin, subject)
+    return Alignment(
+        tuple(found), **dict(zip(_ARRAYS, (*rows.t(), *counts.t()), strict=True)), origin=origin, subject=subject
+    )
 
 
 def culture_similarity(survey: Survey) -> dict[str, dict[str, float]]:

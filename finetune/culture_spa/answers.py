@@ -140,7 +140,12 @@ def collect_instances(
             if None in pair:
                 continue
             plain, own = (None if row is None else row.get("answer") for row in pair)
-            if own not in question.numbers or plain is None or (strict and plain not in question.numbers):
+            if (
+                own is None
+                or own not in question.numbers
+                or plain is None
+                or (strict and plain not in question.numbers)
+            ):
                 invalid += 1
                 continue
             compared += 1
