@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from .analysis.trees import Tree as Tree
     from .analysis.trees import mantel as mantel
     from .analysis.trees import tree as tree
+    from .analysis.value_alignment import Alignment as Alignment
+    from .analysis.value_alignment import alignment as alignment
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
     from .attribution.entropy import lape_sets as lape_sets
@@ -90,6 +92,8 @@ if TYPE_CHECKING:
     from .corpora.readers.o_lora import read_o_lora as read_o_lora
     from .corpora.translations import language_pairs as language_pairs
     from .corpora.translations import parallel_corpus as parallel_corpus
+    from .corpora.wvs import read_survey as read_survey
+    from .corpora.wvs import survey_corpus as survey_corpus
     from .figures.comparison import compare_page as compare_page
     from .figures.report import report as report
     from .figures.report import save_figures as save_figures
@@ -132,6 +136,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _HOME = {
+    "Alignment": "analysis.value_alignment",
     "AtlasError": "neurons.errors",
     "Cards": "analysis.cards",
     "Checkpoint": "attribution.resume",
@@ -181,6 +186,7 @@ _HOME = {
     "Tree": "analysis.trees",
     "TuneError": "finetune.errors",
     "ablate": "analysis.ablate",
+    "alignment": "analysis.value_alignment",
     "answer_correct": "analysis.choices",
     "as_lm": "analysis.harness",
     "attribute": "attribution.attribute",
@@ -229,7 +235,9 @@ _HOME = {
     "proportion": "finetune.studies",
     "rank_agreement": "analysis.ranks",
     "read_format": "corpora.formats",
+    "read_o_lora": "corpora.o_lora",
     "read_o_lora": "corpora.readers.o_lora",
+    "read_survey": "corpora.wvs",
     "redundancy": "analysis.redundancy",
     "reference": "attribution.activations",
     "register_format": "corpora.formats",
@@ -245,6 +253,7 @@ _HOME = {
     "stability": "attribution.stability",
     "stable": "attribution.stability",
     "stack_deltas": "finetune.algebra",
+    "survey_corpus": "corpora.wvs",
     "tasks_of": "finetune.streams",
     "transfer": "analysis.transfer",
     "translate": "finetune.translation",

@@ -20,7 +20,7 @@ from ..neurons.errors import AtlasError
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject, tokenizer_fingerprint
-from . import cards, movement, ranks, redundancy, representations, transfer, trees  # noqa: F401  (records, likewise)
+from . import cards, movement, ranks, redundancy, representations, transfer, trees, value_alignment  # noqa: F401  (likewise)
 from .curves import Curve
 from .effects import Effects
 from .evaluation import Evaluation
@@ -37,7 +37,7 @@ MADE_BY = {
     "ranks": "neuropolis overlap", "tree": "neuropolis overlap", "mantel": "neuropolis overlap --distances FILE",
     "movement": "neuropolis similarity --after MODEL", "transfer": "neuropolis similarity --gains STUDY",
     "representations": "neuropolis represent", "redundancy": "neuropolis redundancy", "cards": "neuropolis neuron",
-    "evaluation": "neuropolis evaluate",
+    "evaluation": "neuropolis evaluate", "alignment": "neuropolis culture-spa evaluate",
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -26,9 +27,25 @@ def generated(
     A text is cut before the first of `stops` in it (blanks before it aside), and stripped of blanks. Prompts of
     similar length go together, padded on the left and masked.
     """
-    said = [""] * len(corpus)
     ids = [_prompt_ids(subject, corpus, row) for row in range(len(corpus))]
-    end = subject.tokenizer.eos_token_id
+    said = continued(subject, ids, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return [_cut(text, stops) for text in said]
+
+
+def continued(
+    subject: Subject,
+    ids: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    choose: Callable[[Sequence[int], int], Any] | None = None,
+) -> list[str]:
+    """What follows each row of tokens, up to an end-of-text token, in batches with a key-value cache.
+
+    Greedy, or as `choose` says: called with a batch's rows and the length that they are padded to, it gives a logits
+    processor that leaves one token a row.
+    """
+    said = [""] * len(ids)
     with subject.quiet(), torch.no_grad():
         for rows, prompts in _by_length(ids, batch_size):
             length = max(map(len, prompts))
@@ -39,12 +56,20 @@ def generated(
                 real[place, length - len(prompt) :] = 1
             out = subject.model.generate(
                 input_ids=tokens.to(subject.device), attention_mask=real.to(subject.device), do_sample=False, num_beams=1,
-                max_new_tokens=max_new_tokens, pad_token_id=pad_id(subject), eos_token_id=end,
+                max_new_tokens=max_new_tokens, pad_token_id=pad_id(subject), eos_token_id=_ends(subject),
+                logits_processor=None if choose is None else [choose(rows, length)],
             )  # fmt: skip
             texts = subject.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
-                said[row] = _cut(text, stops)
+                said[row] = text
     return said
+
+
+def _ends(subject: Subject) -> list[int] | None:
+    """Tokens that end a text: the tokenizer's, and those of the model's own settings (the end of a turn of a chat)."""
+    told = getattr(getattr(subject.model, "generation_config", None), "eos_token_id", None)
+    every = {subject.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])} - {None}
+    return sorted(every) or None
 
 
 def _prompt_ids(subject: Subject, corpus: Corpus, row: int) -> list[int]:

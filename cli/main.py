@@ -15,6 +15,7 @@ from . import (
     compare,
     continual,
     corpus,
+    culture_spa,
     curves,
     demo,
     evaluate,
@@ -43,7 +44,7 @@ app = typer.Typer(
 )
 for verb in (
     demo, locate, fidelity, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap, similarity,
-    represent, redundancy, neuron, report, info, corpus,
+    represent, redundancy, neuron, report, info, corpus, culture_spa,
 ):  # fmt: skip
     verb.add(app)
 
@@ -61,7 +62,12 @@ def _interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-for command in app.registered_commands:
+def _commands(group: Any) -> list[Any]:
+    """The commands of a group of verbs."""
+    return group.typer_instance.registered_commands
+
+
+for command in [*app.registered_commands, *(one for group in app.registered_groups for one in _commands(group))]:
     assert command.callback is not None
     command.callback = _interruptible(command.callback)
 

@@ -140,7 +140,7 @@ def compare_translation(
         return torch.tensor([quality for part in found for quality in part.values()]).t()
 
     chosen = neurons.of(*lesson.groups)
-    ways = _Ways(_ended(subject, lesson), neurons, chosen, tuple(layers), rank)
+    ways = _Ways(ended(subject, lesson), neurons, chosen, tuple(layers), rank)
     before, after, trainable = measure(subject), [], list[int]()
     for method in methods:
         rows: list[Tensor] = []
@@ -218,7 +218,7 @@ def _slice_size(subject: Subject, neurons: NeuronSet) -> int:
     return sum(math.prod(entry.shape) for entry in slice_entries(slice_parts(subject, neurons)))
 
 
-def _ended(subject: Subject, corpus: Corpus) -> Corpus:
+def ended(subject: Subject, corpus: Corpus) -> Corpus:
     """The same examples with the tokenizer's end-of-text token behind the answer, so that its end is learned too."""
     end = subject.tokenizer.eos_token or ""
     return replace(

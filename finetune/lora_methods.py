@@ -109,14 +109,14 @@ def _adapted(
     scale = (2 * rank if options.alpha is None else options.alpha) / rank
     values = entries_now(subject, everything)
     keys = {part.path: next(iter(part.entries())).key for part in linear_parts(subject, everything, what="LoRA")}
-    with _adapters(subject, list(keys), rank, scale * rank, recipe.seed) as (layers, trainable):
+    with adapters(subject, list(keys), rank, scale * rank, recipe.seed) as (layers, trainable):
         _load(layers, start or {})
         penalty = _penalty(layers, earlier, options) if earlier else None
         train(
             subject, encode_corpus(subject, lesson.task.train), trainable, recipe, penalty=penalty,
             progress=lesson.progress,
         )  # fmt: skip
-        factors = {path: tuple(f.detach().cpu().clone() for f in _factors(layer)) for path, layer in layers.items()}
+        factors = {path: tuple(f.detach().cpu().clone() for f in factors_of(layer)) for path, layer in layers.items()}
     for path, (a, b) in factors.items():
         # a continued adapter starts from the untouched weights, which is what `values` holds then
         wide = values[keys[path]].double() + scale * b.double() @ a.double()
@@ -130,7 +130,7 @@ def _adapted(
 
 
 def _penalty(layers: Mapping[str, Any], earlier: Mapping[str, Tensor], options: OLoraOptions) -> Callable[[], Tensor]:
-    rows = [(earlier[f"A/{path}"], _factors(layer)[0]) for path, layer in layers.items()]
+    rows = [(earlier[f"A/{path}"], factors_of(layer)[0]) for path, layer in layers.items()]
     rows = [(old.to(new.device), new) for old, new in rows]
     term = partial(orthogonality, power=options.power)
     return lambda: options.weight * torch.stack([term(old, new) for old, new in rows]).sum()
@@ -147,7 +147,7 @@ def require_peft() -> None:
 
 
 @contextmanager
-def _adapters(
+def adapters(
     subject: Subject, paths: list[str], rank: int, alpha: float, seed: int
 ) -> Iterator[tuple[dict[str, Any], Trainable]]:
     """PEFT's adapters on these projections while the block runs; the modules come back as they were."""
@@ -164,13 +164,13 @@ def _adapters(
         tuner = LoraModel(subject.model, {"default": config}, "default")
         try:
             layers = {path: subject.model.get_submodule(path) for path in paths}
-            for factor in (factor for layer in layers.values() for factor in _factors(layer)):
+            for factor in (factor for layer in layers.values() for factor in factors_of(layer)):
                 if factor.element_size() < 4:  # masters are at least float32, as those of a slice
                     factor.data = factor.data.float()
             named = {
                 f"{path}.{key}": f
                 for path, layer in layers.items()
-                for key, f in zip("AB", _factors(layer), strict=True)
+                for key, f in zip("AB", factors_of(layer), strict=True)
             }
             entries = tuple(Entry(name, parameter.data) for name, parameter in named.items())
             yield layers, Trainable(entries, tuple(named.values()), tuple(entry.read() for entry in entries))
@@ -178,7 +178,7 @@ def _adapters(
             tuner.unload()
 
 
-def _factors(layer: Any) -> tuple[Any, Any]:
+def factors_of(layer: Any) -> tuple[Any, Any]:
     """A as [rank, in] and B as [out, rank]."""
     return layer.lora_A["default"].weight, layer.lora_B["default"].weight
 
@@ -186,7 +186,7 @@ def _factors(layer: Any) -> tuple[Any, Any]:
 def _load(layers: Mapping[str, Any], start: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for path, layer in layers.items() if start else ():
-            for key, factor in zip("AB", _factors(layer), strict=True):
+            for key, factor in zip("AB", factors_of(layer), strict=True):
                 factor.copy_(start[f"{key}/{path}"])
 
 
