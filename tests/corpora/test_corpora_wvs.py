@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from neuropolis.corpora import wvs
 from neuropolis.corpora.examples import CorpusError
+from neuropolis.corpora.formats import guess_formats, read_format
 from neuropolis.corpora.jsonl import read_jsonl, write_jsonl
 from neuropolis.corpora.survey import Culture, Question, asked, first_number, plain_prompt, system_prompt
 from neuropolis.corpora.wvs import is_survey, read_survey, survey_corpus
@@ -167,3 +168,15 @@ def test_the_authors_files() -> None:
     survey = read_survey(REAL)
     assert (len(survey.questions), len(survey.cultures), len(survey.topics)) == (259, 18, 13)
     assert "MEX" in survey.left_out
+
+
+def test_the_format_gives_the_same_corpus_and_what_is_left_out(put: Put) -> None:
+    folder = put()
+    reading = read_format(folder, "wvs", asking="unaware")
+    assert reading.corpus.hash == survey_corpus(read_survey(folder), asking="unaware").hash
+    assert len(reading.dropped) == len(read_survey(folder).left_out) > 0
+    assert guess_formats(folder) == ("wvs",)
+    first = reading.corpus.groups[0]
+    assert read_format(folder, "wvs", cultures=first, chat=False).corpus.groups == (first,)
+    with pytest.raises(CorpusError, match="has no culture 'XXX'"):
+        read_format(folder, "wvs", cultures="XXX")
