@@ -235,7 +235,6 @@ _HOME = {
     "proportion": "finetune.studies",
     "rank_agreement": "analysis.ranks",
     "read_format": "corpora.formats",
-    "read_o_lora": "corpora.o_lora",
     "read_o_lora": "corpora.readers.o_lora",
     "read_survey": "corpora.wvs",
     "redundancy": "analysis.redundancy",
