@@ -14,6 +14,7 @@ from . import (
     ablate,
     compare,
     continual,
+    corpus_check,
     curves,
     demo,
     evaluate,
@@ -45,6 +46,10 @@ for verb in (
     represent, redundancy, neuron, report, info,
 ):  # fmt: skip
     verb.add(app)
+corpus_app = typer.Typer(help="Check, split, score and pick what is asked.", no_args_is_help=True)
+for verb in (corpus_check,):
+    verb.add(corpus_app)
+app.add_typer(corpus_app, name="corpus")
 
 
 def _interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from .examples import Corpus
 from .hygiene_choices import LengthLeak, Positions, length_leaks, positions
 from .hygiene_copies import Copies, copies
-from .hygiene_texts import Count, Fertility, Writing, cell_names, counted, damaged, fertility, written
+from .hygiene_texts import MINOR, Count, Fertility, Writing, cell_names, counted, damaged, fertility, written
 
 LEVEL = 0.05
 UNEVEN = 2.0  # groups, or texts of groups, that differ by this factor are worth a sentence
@@ -51,7 +51,9 @@ class Hygiene:
         return _plain({**asdict(self), "problems": list(self.problems)})
 
 
-def check_corpus(corpus: Corpus, *, near: float = 0.8, tokenizer: Any = None, tokenizer_name: str | None = None) -> Hygiene:
+def check_corpus(
+    corpus: Corpus, *, near: float = 0.8, tokenizer: Any = None, tokenizer_name: str | None = None
+) -> Hygiene:
     """Counts, writing systems, duplicates, answer positions, length leaks, control twins, and with a tokenizer its cost.
 
     `near` is the Jaccard coefficient of character 4-grams from which prompts count as near-duplicates. `tokenizer` is a Hugging
@@ -82,7 +84,7 @@ def _of_counts(found: Hygiene) -> Iterator[str]:
     splits = {one.split for one in counts}
     if len(splits) > 1 and None in splits:
         untagged = sum(one.rows for one in counts if one.split is None)
-        yield f"{untagged} rows have no tag 'split' and the others have one: verbs that take a split refuse such a corpus"
+        yield f"rows without the tag 'split', where others have one: {untagged}; verbs that take a split refuse such a corpus"
     for split in sorted(splits - {None}, key=str):
         empty = [group for group in rows if group not in {one.group for one in counts if one.split == split}]
         if empty:
@@ -93,20 +95,19 @@ def _of_counts(found: Hygiene) -> Iterator[str]:
         yield "no row has a control twin: sets cannot be contrasted with controls, nor questions with their twins"
     elif missing:
         groups = list(dict.fromkeys(one.group for one in counts if one.without_control))
-        yield f"{missing} of {total} rows have no control twin (groups {_listed(groups)}): a contrast with controls refuses them"
+        yield f"rows without a control twin: {missing} of {total} (groups {_listed(groups)}); a contrast with controls refuses them"
     if found.same_control:
-        yield f"{len(found.same_control)} control twins are their question itself ({found.same_control[0]}): their contrast is nothing"
+        first = found.same_control[0]
+        yield f"control twins that are the question itself: {len(found.same_control)} (first {first}); no contrast is left"
 
 
 def _of_texts(found: Hygiene) -> Iterator[str]:
     for kind in ("prompt", "answer"):
-        lengths = {one.cell: getattr(one, kind) for one in found.writing if len(set(one.scripts)) > 0}
-        alike = {}
-        for one in found.writing:  # lengths in characters compare within one writing system only
-            alike.setdefault(next(iter(one.scripts), ""), []).append(one.cell)
-        for cells in alike.values():
-            own = {cell: lengths[cell] for cell in cells if cell in lengths}
-            if own and max(own.values()) >= UNEVEN * max(1.0, min(own.values())):
+        by_script: dict[str, dict[str, float]] = {}
+        for one in found.writing:  # characters compare within one writing system only
+            by_script.setdefault(next(iter(one.scripts), ""), {})[one.cell] = getattr(one, kind)
+        for own in by_script.values():
+            if max(own.values()) >= UNEVEN * max(1.0, min(own.values())):
                 long, short = max(own, key=own.__getitem__), min(own, key=own.__getitem__)
                 yield (
                     f"{kind}s are of uneven length: the median has {own[long]:g} characters in {long}, {own[short]:g} in {short}; "
@@ -114,30 +115,33 @@ def _of_texts(found: Hygiene) -> Iterator[str]:
                 )
     for one in found.writing:
         if one.strays:
-            main = " and ".join(list(one.scripts)[:2]) if len(one.scripts) > 1 else next(iter(one.scripts), "")
-            yield f"{len(one.strays)} rows of {one.cell}, which is in {main}, are in another writing system (first {one.strays[0]})"
+            own = " and ".join(name for name, share in one.scripts.items() if share >= MINOR)
+            what = f"rows of {one.cell}, which is written in {own}, that are mostly in another writing system"
+            yield f"{what}: {len(one.strays)} (first {one.strays[0]})"
     for sign, ids in found.damage.items():
-        yield f"{len(ids)} rows hold {sign} (first {ids[0]})"
+        yield f"rows that hold {sign}: {len(ids)} (first {ids[0]})"
 
 
 def _of_copies(found: Mapping[str, Copies]) -> Iterator[str]:
     words = {
-        "repeated": "{count} rows repeat the prompt and answer of another row of their group{first}: they count twice",
-        "contradictory": "{count} prompts have several answers within one group{first}: at most one of them can be learned",
-        "shared": "{count} questions are asked word for word of several groups with the same answer{first}: they mark neurons of "
-        "neither",
-        "undecided": "{count} questions are asked word for word of several groups with different answers{first}: the prompt does not "
-        "say whose answer is wanted",
-        "near_shared": "{count} pairs of questions of different groups are nearly the same and have the same answer{first}",
-        "split_items": "{count} items have rows in several splits{first}: what is measured on one was seen in the other",
-        "split_prompts": "{count} prompts stand in several splits under different items{first}: give them one item and split again",
-        "near_splits": "{count} pairs of nearly the same questions stand in different splits under different items{first}: split with "
-        "--merge-near, or give them one item",
-    }
-    for kind, sentence in words.items():
+        "repeated": ("rows that repeat the prompt and answer of another row of their group", "they count twice"),
+        "contradictory": ("prompts that have several answers within one group", "at most one of them can be learned"),
+        "shared": ("questions that several groups have word for word, with the same answer", "they mark neurons of neither"),
+        "undecided": (
+            "questions that several groups have word for word, with different answers",
+            "the prompt does not say whose answer is wanted",
+        ),
+        "near_shared": ("pairs of questions of different groups that are nearly the same and have the same answer", "look at them"),
+        "split_items": ("items that have rows in several splits", "what is measured in one was seen in the other"),
+        "split_prompts": ("prompts that stand in several splits under different items", "split again with --merge-near"),
+        "near_splits": (
+            "pairs of nearly the same questions in different splits under different items", "split again with --merge-near",
+        ),
+    }  # fmt: skip
+    for kind, (what, why) in words.items():
         one = found[kind]
         if one.count:
-            yield sentence.format(count=one.count, first=f" (first {' | '.join(one.samples[0][:2])})")
+            yield f"{what}: {one.count} (first {' | '.join(one.samples[0][:2])}); {why}"
 
 
 def _of_choices(found: Hygiene) -> Iterator[str]:
@@ -146,9 +150,9 @@ def _of_choices(found: Hygiene) -> Iterator[str]:
     for one in tested:
         tests = 1 if one.group is None else own
         if one.p * tests < LEVEL:
-            most = one.counts.index(max(one.counts))
+            most, number = max(one.counts), sum(one.counts)
             yield (
-                f"right answers{_whose(one.group)} stand at place {most + 1} of {one.choices} in {max(one.counts)} of {sum(one.counts)} "
+                f"right answers{_whose(one.group)} stand at place {one.counts.index(most) + 1} of {one.choices} in {most} of {number} "
                 f"questions (p {_small(min(1.0, one.p * tests))} against even)"
             )
     own = max(1, len([one for one in found.lengths if one.group is not None]))
@@ -164,9 +168,13 @@ def _of_choices(found: Hygiene) -> Iterator[str]:
 def _of_fertility(found: Sequence[Fertility]) -> Iterator[str]:
     for one in found:
         if one.premium >= COSTLY:
-            yield f"the same items take {one.premium:.1f} times as many tokens in {one.cell} as in the cheapest: scores that sum over tokens differ by that"
+            yield (
+                f"the same items take {one.premium:.1f} times as many tokens in {one.cell} as in the cheapest language; scores "
+                "that sum over tokens differ by that alone"
+            )
         if one.unknown > 0:
-            yield f"{100 * one.unknown:.1f} % of the tokens of {one.cell} are unknown to the tokenizer: their text is lost to the model"
+            share = f"{100 * one.unknown:.1f} %"
+            yield f"{share} of the tokens of {one.cell} are unknown to the tokenizer: their text is lost to the model"
 
 
 def _whose(group: str | None) -> str:

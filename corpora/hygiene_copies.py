@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from .examples import Corpus, Example
-from .near import NearPairs, distinct_texts, near_pairs, normalised
+from .near import NearPairs, near_pairs, normalised, plain_text
 
 SHOWN = 5
 
@@ -34,15 +34,20 @@ def copies(corpus: Corpus, *, near: float = 0.8) -> dict[str, Copies]:
       ones, as questions of one template have that differ in the group's name.
     - `split_items`: items with rows in several splits.
     - `split_prompts`: prompts that stand in several splits under different items.
-    - `near_splits`: pairs of nearly the same prompts that stand in different splits under different items.
+    - `near_splits`: pairs of nearly the same prompts that stand in different splits under different items (minimal pairs left
+      out, see `alike`).
     """
-    examples = list(corpus)
-    texts, which = distinct_texts(examples)
-    rows: list[list[Example]] = [[] for _ in texts]
-    for example, place in zip(examples, which, strict=True):
-        rows[place].append(example)
+    texts, rows = by_prompt(list(corpus))
     found = _exact(rows) | _between_splits(corpus, rows)
     return found | _near(rows, near_pairs(texts, threshold=near))
+
+
+def by_prompt(examples: Sequence[Example]) -> tuple[list[str], list[list[Example]]]:
+    """The different normalised prompts, and the examples of each."""
+    found: dict[str, list[Example]] = {}
+    for one in examples:
+        found.setdefault(normalised(plain_text(one.prompt)), []).append(one)
+    return list(found), list(found.values())
 
 
 def _exact(rows: Sequence[Sequence[Example]]) -> dict[str, Copies]:
@@ -60,7 +65,7 @@ def _exact(rows: Sequence[Sequence[Example]]) -> dict[str, Copies]:
             firsts = _firsts(ids for own in answers.values() for ids in own.values())
             (shared if common else undecided).append(firsts)
     return {
-        "repeated": Copies("rows that repeat another row of their group", sum(len(ids) - 1 for ids in repeated), _samples(repeated)),
+        "repeated": Copies("rows that repeat another of their group", sum(map(len, repeated)) - len(repeated), _samples(repeated)),
         "contradictory": Copies("prompts with several answers in one group", len(contradictory), _samples(contradictory)),
         "shared": Copies("prompts that groups share, same answer", len(shared), _samples(shared)),
         "undecided": Copies("prompts that groups share, different answers", len(undecided), _samples(undecided)),
@@ -91,9 +96,8 @@ def _near(rows: Sequence[Sequence[Example]], pairs: NearPairs) -> dict[str, Copi
         a, b = rows[pairs.first[place]], rows[pairs.second[place]]
         ids = [a[0].id, b[0].id]
         if len({one.group for one in (*a, *b)}) > 1:
-            same = {normalised(one.answer) for one in a} & {normalised(one.answer) for one in b}
-            kinds["near_shared" if same else "near_undecided"].append(ids)
-        if _apart(a, b):
+            kinds["near_shared" if _agree(a, b) else "near_undecided"].append(ids)
+        if _apart(a, b) and alike(a, b):
             kinds["near_splits"].append(ids)
     what = {
         "near_shared": "pairs of near prompts of different groups, same answer",
@@ -101,6 +105,18 @@ def _near(rows: Sequence[Sequence[Example]], pairs: NearPairs) -> dict[str, Copi
         "near_splits": "pairs of near prompts in different splits under different items",
     }
     return {kind: Copies(what[kind], len(ids), _samples(ids), pairs.complete) for kind, ids in kinds.items()}
+
+
+def alike(a: Sequence[Example], b: Sequence[Example]) -> bool:
+    """Whether nearly the same prompts ask the same: in one group, or with one answer.
+
+    Prompts of different groups with different answers are minimal pairs, such as a template with another country's name in it.
+    """
+    return not {one.group for one in a}.isdisjoint(one.group for one in b) or _agree(a, b)
+
+
+def _agree(a: Sequence[Example], b: Sequence[Example]) -> bool:
+    return not {normalised(one.answer) for one in a}.isdisjoint(normalised(one.answer) for one in b)
 
 
 def _apart(a: Sequence[Example], b: Sequence[Example]) -> bool:

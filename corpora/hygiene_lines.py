@@ -49,7 +49,9 @@ def bad_lines(path: str | os.PathLike[str]) -> BadLines:
             example = parse_row(row, where=f"line {number}", default_id=f"line-{number}")
             first = seen.setdefault(example.id, number)
             if first != number:
-                raise CorpusError(f"line {number}: id {example.id!r} stands on line {first} already; ids must be unique")
+                raise CorpusError(
+                    f"line {number}: id {example.id!r} stands on line {first} already; ids must be unique"
+                )
         except CorpusError as error:
             bad.append((number, str(error)))
     return BadLines(str(path), sum(1 for line in lines if line.strip()) - len(bad), tuple(bad))
@@ -58,4 +60,5 @@ def bad_lines(path: str | os.PathLike[str]) -> BadLines:
 def _kind(text: str) -> str:
     if "in the middle of this line" in text:
         return "cut off at the end"
-    return next((kind for kind in ("not UTF-8", "not JSON") if kind in text), "no example")
+    kinds = {"not UTF-8": "not UTF-8", "not JSON": "not JSON", "ids must be unique": "with an id that was there before"}
+    return next((kind for sign, kind in kinds.items() if sign in text), "no example")

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from .examples import Corpus, CorpusError, Example
 from .facts import stable_hash
-from .near import components, distinct_texts, near_pairs
+from .hygiene_copies import alike, by_prompt
+from .near import first_of_each, near_pairs
 
 SHARES: Mapping[str, float] = {"train": 0.8, "test": 0.2}
 
@@ -53,7 +54,9 @@ def split_corpus(
         for group in groups:
             for name, share in shares.items():
                 owed[group][name] += share * len(own) - counts[name]
-        fresh = sorted((unit for unit in own if unit not in placed), key=lambda unit: (stable_hash("split", str(seed), unit), unit))
+        fresh = sorted(
+            (unit for unit in own if unit not in placed), key=lambda unit: (stable_hash("split", str(seed), unit), unit)
+        )
         names = [name for name in shares for _ in range(counts[name] - there[name])]
         placed |= dict(zip(fresh, names, strict=True))
     tagged = (replace(one, tags={**one.tags, "split": placed[_unit(one, by)]}) for one in corpus)
@@ -63,35 +66,33 @@ def split_corpus(
 def merged_items(corpus: Corpus, *, near: float = 0.8) -> Corpus:
     """The corpus in which items that share a prompt, or have nearly the same ones, are one item.
 
+    Prompts are nearly the same from a Jaccard coefficient of `near` (see `near_pairs`), unless they are of different groups and
+    have different answers: those are minimal pairs.
+
     They take the name of the first of them; what an item was called before stands in the tag `item_before`.
     """
-    examples = list(corpus)
-    texts, which = distinct_texts(examples)
-    prompts = components(len(texts), near_pairs(texts, threshold=near))[which]
-    root = {one.item: one.item for one in examples}
+    texts, rows = by_prompt(list(corpus))
+    pairs = near_pairs(texts, threshold=near)
+    items = list(dict.fromkeys(one.item for one in corpus))
+    place = {item: number for number, item in enumerate(items)}
+    links = [(place[same[0].item], place[other.item]) for same in rows for other in same[1:]]
+    for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+        if alike(rows[a], rows[b]):
+            links.append((place[rows[a][0].item], place[rows[b][0].item]))
+    names = dict(zip(items, first_of_each(len(items), links), strict=True))
 
-    def find(item: str) -> str:
-        while root[item] != item:
-            root[item] = root[root[item]]
-            item = root[item]
-        return item
+    def renamed(one: Example) -> Example:
+        name = items[names[one.item]]
+        return one if name == one.item else replace(one, tags={**one.tags, "item": name, "item_before": one.item})
 
-    place = {item: number for number, item in enumerate(root)}
-    owner: dict[int, str] = {}
-    for example, prompt in zip(examples, prompts.tolist(), strict=True):
-        a, b = find(owner.setdefault(prompt, example.item)), find(example.item)
-        first, second = sorted((a, b), key=place.__getitem__)
-        root[second] = first
-    tagged = (
-        one if find(one.item) == one.item else replace(one, tags={**one.tags, "item": find(one.item), "item_before": one.item})
-        for one in examples
-    )
-    return replace(corpus, examples=tuple(tagged))
+    return replace(corpus, examples=tuple(renamed(one) for one in corpus))
 
 
 def _check(shares: Mapping[str, float]) -> None:
     if not shares or any(not name or not share > 0 for name, share in shares.items()):
-        raise CorpusError(f"shares are {dict(shares)}; expected a share above 0 for every split, such as train=0.8, test=0.2")
+        raise CorpusError(
+            f"shares are {dict(shares)}; expected a share above 0 for every split, such as train=0.8, test=0.2"
+        )
     if not math.isclose(sum(shares.values()), 1, abs_tol=1e-6):
         raise CorpusError(f"shares sum to {sum(shares.values()):g}; expected 1, such as train=0.8, test=0.2")
 
@@ -100,7 +101,9 @@ def _unit(example: Example, by: str) -> str:
     if by == "item":
         return example.item
     if by not in example.tags:
-        raise CorpusError(f"example {example.id!r} has no tag {by!r} to split by; its tags are {', '.join(sorted(example.tags)) or 'none'}")
+        raise CorpusError(
+            f"example {example.id!r} has no tag {by!r} to split by; its tags are {', '.join(sorted(example.tags)) or 'none'}"
+        )
     return example.tags[by]
 
 
@@ -110,9 +113,13 @@ def _kept(units: Mapping[str, Sequence[Example]], shares: Mapping[str, float]) -
     for unit, rows in units.items():
         splits = list(dict.fromkeys(one.tags["split"] for one in rows if "split" in one.tags))
         if len(splits) > 1:
-            raise CorpusError(f"{unit!r} has rows in {' and '.join(splits)} already; split without keeping, or put them on one side")
+            raise CorpusError(
+                f"{unit!r} has rows in {' and '.join(splits)} already; split without keeping, or put them on one side"
+            )
         if splits and splits[0] not in shares:
-            raise CorpusError(f"{unit!r} is in split {splits[0]!r}, which has no share; shares are of {', '.join(shares)}")
+            raise CorpusError(
+                f"{unit!r} is in split {splits[0]!r}, which has no share; shares are of {', '.join(shares)}"
+            )
         placed |= dict.fromkeys([unit], splits[0]) if splits else {}
     return placed
 
