@@ -15,6 +15,7 @@ from . import (
     compare,
     continual,
     corpus_check,
+    corpus_score,
     curves,
     demo,
     evaluate,
@@ -47,7 +48,7 @@ for verb in (
 ):  # fmt: skip
     verb.add(app)
 corpus_app = typer.Typer(help="Check, split, score and pick what is asked.", no_args_is_help=True)
-for verb in (corpus_check,):
+for verb in (corpus_check, corpus_score):
     verb.add(corpus_app)
 app.add_typer(corpus_app, name="corpus")
 

@@ -152,8 +152,8 @@ def _of_choices(found: Hygiene) -> Iterator[str]:
         if one.p * tests < LEVEL:
             most, number = max(one.counts), sum(one.counts)
             yield (
-                f"right answers{_whose(one.group)} stand at place {one.counts.index(most) + 1} of {one.choices} in {most} of {number} "
-                f"questions (p {_small(min(1.0, one.p * tests))} against even)"
+                f"right answers{_whose(one.group)} stand at place {one.counts.index(most) + 1} of {one.choices} in {most} of "
+                f"{number} questions (p {_small(min(1.0, one.p * tests))} against even)"
             )
     own = max(1, len([one for one in found.lengths if one.group is not None]))
     for one in found.lengths:

@@ -78,7 +78,8 @@ def parse_line(line: bytes, *, where: str, cut_off: bool) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         place = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         found = line[:40].decode("utf-8", "replace")
-        raise CorpusError(f"{where}: not JSON ({error.args[0].split(':')[0].removesuffix(' at')}{place}), found {found!r}{hint}") from None
+        reason = error.args[0].split(":")[0].removesuffix(" at")
+        raise CorpusError(f"{where}: not JSON ({reason}{place}), found {found!r}{hint}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> Mapping[str, Any]:
