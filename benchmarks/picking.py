@@ -1,0 +1,142 @@
+"""Does it matter which half of a corpus neurons are located on? The half that a dual-model score picks, beside random halves.
+
+Large is the bundled model, small the same model with half of its neurons silenced (drawn at random in every layer), or with
+`--small` another one. English training wordings of the twelve cultures are scored; each half locates its sets (1 % of the neurons,
+contrast with the other cultures); these are held against each other by stability and by effect. Prints the tables of
+docs/corpora.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import neuropolis as npl
+import torch
+from neuropolis.attribution.difficulty import Difficulty, difficulty, dual_scores
+from neuropolis.attribution.difficulty_files import with_scores
+from neuropolis.corpora.examples import Corpus
+from neuropolis.corpora.facts import stable_hash
+from neuropolis.corpora.picking import pick
+from torch import Tensor
+
+Sets = Mapping[str, npl.NeuronSet]
+
+
+def silenced_half(subject: npl.Subject, seed: int) -> npl.NeuronSet:
+    """Half of the neurons of every layer."""
+    place = subject.site("mlp")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        layer: torch.randperm(place.width, generator=generator)[: place.width // 2].tolist()
+        for layer in range(place.num_layers)
+    }
+    return npl.NeuronSet.from_indices(subject, site="mlp", indices=drawn)
+
+
+def small_difficulty(subject: npl.Subject, corpus: Corpus, name: str | None, seed: int) -> Difficulty:
+    if name is not None:
+        return difficulty(npl.load_model(name, device="cpu"), corpus)
+    with npl.intervene(subject, silenced_half(subject, seed), kind="zero"):
+        return difficulty(subject, corpus)
+
+
+def random_half(corpus: Corpus, seed: int) -> Corpus:
+    """A random half of every group."""
+    drawn = (replace(e, tags={**e.tags, "draw": str(stable_hash("half", str(seed), e.id))}) for e in corpus)
+    return pick(replace(corpus, examples=tuple(drawn)), "draw").corpus
+
+
+def halves(corpus: Corpus, number: int) -> dict[str, Corpus]:
+    """What neurons are located on."""
+    found = {
+        "all": corpus, "highest dual": pick(corpus, "dual").corpus, "lowest dual": pick(corpus, "dual", lowest=True).corpus,
+        "lowest IFD of the large": pick(corpus, "ifd_large", lowest=True).corpus,
+        "highest IFD of the large": pick(corpus, "ifd_large").corpus,
+    }  # fmt: skip
+    return found | {f"random {seed}": random_half(corpus, seed) for seed in range(number)}
+
+
+def located(subject: npl.Subject, corpus: Corpus) -> Sets:
+    return npl.select(npl.attribute(subject, corpus, split=None), top=0.01, contrast="others")
+
+
+def jaccards(a: Sets, b: Sets) -> Tensor:
+    """By group."""
+    return torch.tensor([len(a[group] & b[group]) / len(a[group] | b[group]) for group in a])
+
+
+def measured(
+    subject: npl.Subject, parts: Mapping[str, Corpus], test: Corpus, unseen: Corpus, resamples: int
+) -> dict[str, Tensor]:
+    """By part [measure, group]: stability over items, agreement with the sets of unseen wordings, own and other effect."""
+    sets = {name: located(subject, part) for name, part in parts.items()}
+    other = located(subject, unseen)
+    tried = {f"{name}@{group}": s for name, own in sets.items() for group, s in own.items()}
+    owners = {f"{name}@{group}": group for name, own in sets.items() for group in own}
+    effects = npl.ablate(subject, test, tried, metric="loss", controls=0, owners=owners, split=None)
+    change, away = effects.own(effects.effect), effects.others(effects.effect)
+    found = {}
+    for place, (name, part) in enumerate(parts.items()):
+        steady = npl.stability(
+            subject, part, axes=("items",), top=0.01, contrast="others", resamples=resamples, split=None
+        )
+        own = slice(place * len(test.groups), (place + 1) * len(test.groups))
+        found[name] = torch.stack(
+            [steady.jaccard.mean(dim=0), jaccards(sets[name], other), change[own].float(), (change - away)[own].float()]
+        )
+    return found
+
+
+def told(found: Mapping[str, Tensor], parts: Mapping[str, Corpus]) -> None:
+    """Means over groups; for the random halves their mean and range; and how far each part is from the mean random half."""
+    random = torch.stack(
+        [values for name, values in found.items() if name.startswith("random")]
+    )  # [half, measure, group]
+    rows = {name: values.mean(dim=1) for name, values in found.items() if not name.startswith("random")}
+    rows["random, mean"] = random.mean(dim=(0, 2))
+    rows["random, lowest"], rows["random, highest"] = (
+        getattr(random.mean(dim=2), end)(dim=0) for end in ("amin", "amax")
+    )
+    print("| located on | items | stability | agreement | own loss | own less others |\n|---|---|---|---|---|---|")
+    for name, values in rows.items():
+        items = len({e.item for e in parts[name]}) if name in parts else ""
+        print(f"| {name} | {items} | " + " | ".join(f"{value:.3f}" for value in values.tolist()) + " |")
+    for name in ("highest dual", "lowest dual"):
+        difference = found[name] - random.mean(dim=0)  # [measure, group]
+        error = difference.std(dim=1) / difference.shape[1] ** 0.5
+        cells = [
+            f"{m:+.3f} ({m - 2.2 * e:+.3f} to {m + 2.2 * e:+.3f})"
+            for m, e in zip(difference.mean(dim=1), error, strict=True)
+        ]
+        print(f"{name} less the mean random half, with a 95 % t interval over the groups: {'; '.join(cells)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", help="a model to stand for the small one")
+    parser.add_argument("--halves", type=int, default=10, help="random halves")
+    parser.add_argument("--resamples", type=int, default=10, help="resamples of a half's items")
+    parser.add_argument("--seed", type=int, default=0, help="of the neurons that the small model lacks")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    subject = npl.load_model("bundled:polis", device="cpu")
+    english = npl.load_corpus("bundled:polis").only(language="en")
+    train = english.only(split="train")
+    large, small = difficulty(subject, train), small_difficulty(subject, train, arguments.small, arguments.seed)
+    rank = torch.stack([dual_scores(small.ifd, large.ifd), large.ifd]).argsort(dim=1).argsort(dim=1).double()
+    print(f"loss of the answers in nats a token: small {small.given.mean():.3f}, large {large.given.mean():.3f}")
+    print(f"IFD: small {small.ifd.median():.3f}, large {large.ifd.median():.3f} (medians)")
+    print(
+        f"Spearman's correlation of the dual score and the large model's IFD {torch.corrcoef(rank)[0, 1]:.2f}",
+        flush=True,
+    )
+    parts = halves(with_scores(train, small, large), arguments.halves)
+    told(measured(subject, parts, english.only(split="test"), english.only(split="dev"), arguments.resamples), parts)
+    print(f"{time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
