@@ -48,8 +48,9 @@ class AgentPairs:
 
     Every pair but the `base` ones has a probability, equal at the start (Eq 3); base pairs are always called, and nothing is
     learned about them. `calls` (M) other pairs are called for an instruction: `remembered` (l) of them are sampled, by
-    probability and without repeating, from the owners of the `similar` (n) most similar instructions in memory, and the rest from all others.
-    Where either are too few, more come from the other. Similarity is the estimated Jaccard coefficient of character 4-grams.
+    probability and without repeating, from the owners of the `similar` (n) most similar instructions in memory, and the rest
+    from all others. Where either are too few, more come from the other. Similarity is the estimated Jaccard coefficient of
+    character 4-grams.
 
     The same seed and the same calls give the same choices. Raises CorpusError for numbers or names that do not fit.
     """

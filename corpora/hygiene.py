@@ -10,7 +10,7 @@ from typing import Any
 from .examples import Corpus
 from .hygiene_choices import LengthLeak, Positions, length_leaks, positions
 from .hygiene_copies import Copies, copies
-from .hygiene_texts import MINOR, Count, Fertility, Writing, cell_names, counted, damaged, fertility, written
+from .hygiene_texts import Count, Fertility, Writing, cell_names, counted, damaged, fertility, written
 
 LEVEL = 0.05
 UNEVEN = 2.0  # groups, or texts of groups, that differ by this factor are worth a sentence
@@ -115,8 +115,7 @@ def _of_texts(found: Hygiene) -> Iterator[str]:
                 )
     for one in found.writing:
         if one.strays:
-            own = " and ".join(name for name, share in one.scripts.items() if share >= MINOR)
-            what = f"rows of {one.cell}, which is written in {own}, that are mostly in another writing system"
+            what = f"rows of {one.cell} that are mostly in a writing system that its other rows hardly use"
             yield f"{what}: {len(one.strays)} (first {one.strays[0]})"
     for sign, ids in found.damage.items():
         yield f"rows that hold {sign}: {len(ids)} (first {ids[0]})"

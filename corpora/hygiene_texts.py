@@ -15,7 +15,7 @@ from .near import plain_text
 
 UNSPACED = frozenset({"Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"})
 _KNOWN = {"CJK": "Han", "IDEOGRAPHIC": "Han", "KATAKANA-HIRAGANA": "Katakana", "COMBINING": None, "MODIFIER": None}
-MINOR = 0.05  # a writing system with less than this share of a cell's letters is not one of the cell's own
+_MINOR = 0.05  # a writing system with less than this share of a cell's letters is not one of the cell's own
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def written(corpus: Corpus) -> tuple[Writing, ...]:
         letters: Counter[str] = sum(own, Counter())
         total = max(1, letters.total())
         shares = {name: count / total for name, count in letters.most_common()}
-        used = {name for name, share in shares.items() if share >= MINOR}
-        strays = [e.id for e, mine in zip(rows, own, strict=True) if mine and mine.most_common(1)[0][0] not in used]
+        strays = [e.id for e, mine in zip(rows, own, strict=True) if _strays(mine, letters)]
         lengths = [len(plain_text(one.prompt)) for one in rows], [len(one.answer) for one in rows]
         found.append(Writing(cell, len(rows), median(lengths[0]), median(lengths[1]), shares, tuple(strays)))
     return tuple(found)
@@ -155,6 +154,15 @@ def _script(character: str) -> str | None:
         return None
     word = unicodedata.name(character, "other").split()[0]
     return _KNOWN.get(word, word.capitalize())
+
+
+def _strays(mine: Counter[str], letters: Counter[str]) -> bool:
+    """Whether a text is mostly in a writing system that the other texts, of all these `letters`, hardly use."""
+    others = letters.total() - mine.total()
+    if not mine or not others:
+        return False
+    main = mine.most_common(1)[0][0]
+    return (letters[main] - mine[main]) / others < _MINOR
 
 
 def _misread(text: str) -> bool:

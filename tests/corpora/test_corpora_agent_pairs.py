@@ -28,7 +28,7 @@ def test_learning_is_equation_8() -> None:
     pairs.learn(Made(Pair("a", "b"), "i", "r", 0.5))
     assert list(pairs.probabilities.values()) == pytest.approx([0.2, 0.4, 0.2, 0.2])  # 0.25 + 0.5 * 0.5 over 1.25
     pairs.learn(Made(Pair("a", "a"), "i", "r", -1.0))
-    assert pairs.probabilities[Pair("a", "a")] == pytest.approx(1e-6, rel=0.01)
+    assert 0 < pairs.probabilities[Pair("a", "a")] < 2e-6
     assert sum(pairs.probabilities.values()) == pytest.approx(1)
     before = pairs.probabilities
     pairs.learn(Made(Pair("b", "b"), "i", "r", NAN))
@@ -111,9 +111,8 @@ def test_the_loop_finds_the_better_pair_and_remembers_it() -> None:
 def test_the_seeds_response_is_shown_where_asked() -> None:
     pairs = AgentPairs(("a",), ("b",), calls=1, remembered=0)
     agents = {"a": agent("a"), "b": agent("b")}
-    (one,) = evolve(
-        [("i", "r")], pairs, agents, agents, lambda _, rows: [1.0] * len(rows), rewrite="{instruction}", respond="{instruction}/{response}"  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+    texts = {"rewrite": "{instruction}", "respond": "{instruction}/{response}"}
+    (one,) = evolve([("i", "r")], pairs, agents, agents, lambda _, rows: [1.0] * len(rows), **texts)  # pyright: ignore[reportArgumentType]
     assert one[0].response == "b<a<i>/r>"
 
 

@@ -42,7 +42,8 @@ def clean(groups: tuple[str, ...] = ("north", "south"), items: int = 12) -> Corp
             choices = tuple(f" {CHOICES[(k + g) % 4]}" for k in range(4))
             rows.append(
                 Example(
-                    f"{group}/{i}", group, f"{WORDS[i % 12]} {WORDS[(5 * i + g + 1) % 12]} {group} {i}?", choices[i % 4], choices, i % 4,
+                    f"{group}/{i}", group, f"{WORDS[i % 12]} {WORDS[(5 * i + g + 1) % 12]} {group} {i}?",
+                    choices[i % 4], choices, i % 4,
                     control=f"say it {i}:", tags={"item": f"{group}/{i}", "split": "test" if i % 3 == 0 else "train"},
                 )
             )  # fmt: skip
@@ -80,28 +81,19 @@ def test_what_is_found_can_be_written() -> None:
         (1, {"control": "mountain letter north 1?", "prompt": "mountain letter north 1?"}, "twins that are the question itself: 1"),
         (1, {"tags": {"item": "north/1"}}, "rows without the tag 'split', where others have one: 1"),
         (1, {"tags": {"item": "north/0", "split": "train"}}, "items that have rows in several splits: 1 (first north/0 | north/1)"),
-        (1, {"prompt": "RIVER mountain  north 0?"}, "prompts that have several answers within one group: 1 (first north/0 | north/1)"),
+        (1, {"prompt": "RIVER mountain  north 0?"}, "several answers within one group: 1 (first north/0 | north/1)"),
         (4, {"prompt": "river mountain north 0?"}, "rows that repeat the prompt and answer of another row of their group: 1"),
-        (13, {"prompt": "river mountain north 0?"}, "word for word, with the same answer: 1 (first north/0 | south/1)"),
         (15, {"prompt": "river mountain north 0?"}, "word for word, with the same answer: 1 (first north/0 | south/3)"),
         (12, {"prompt": "river mountain north 0?"}, "word for word, with different answers: 1 (first north/0 | south/0)"),
-        (2, {"prompt": "mountain weather north 2? Ж"}, None),
-        (2, {"prompt": "Где находится гора?"}, "mostly in another writing system: 1 (first north/2)"),
+        (2, {"prompt": "Где находится гора?"}, "a writing system that its other rows hardly use: 1 (first north/2)"),
         (2, {"prompt": "a \ufffd there"}, "the replacement character U+FFFD, which stands where a byte could not be read: 1"),
         (2, {"prompt": "the cafÃ© there"}, "UTF-8 that was read as a Western code page (such as 'Ã©' for 'é'): 1"),
         (2, {"prompt": "a \x07 there"}, "control characters: 1"),
     ],
 )  # fmt: skip
-def test_each_defect_is_told(place: int, fields: dict[str, Any], words: str | None) -> None:
-    if place == 15:  # answers of groups differ by one place in the table of choices
-        fields = {**fields, "answer": " plum", "choices": CHOICES_OF_NORTH, "answer_index": 0}
-    if place == 13:
-        fields = {**fields, "answer": " plum", "choices": CHOICES_OF_NORTH, "answer_index": 0}
+def test_each_defect_is_told(place: int, fields: dict[str, Any], words: str) -> None:
     found = check_corpus(changed(clean(), place, **fields))
-    assert words is None or told(found, words), found.problems
-
-
-CHOICES_OF_NORTH = tuple(f" {one}" for one in CHOICES)
+    assert told(found, words), found.problems
 
 
 def test_uneven_groups_lone_items_and_empty_splits() -> None:
