@@ -1,7 +1,7 @@
 """Does it matter which half of a corpus neurons are located on? The half that a dual-model score picks, beside random halves.
 
-Large is the bundled model, small the same model with half of its neurons silenced (drawn at random in every layer), or with
-`--small` another one. English training wordings of the twelve cultures are scored; each half locates its sets (1 % of the neurons,
+Large is the bundled model; small is another one (`--small`), or the same with a share of its neurons silenced, drawn at random in
+every layer. English training wordings of the twelve cultures are scored; each half locates its sets (1 % of the neurons,
 contrast with the other cultures); these are held against each other by stability and by effect. Prints the tables of
 docs/corpora.md.
 """
@@ -25,21 +25,21 @@ from torch import Tensor
 Sets = Mapping[str, npl.NeuronSet]
 
 
-def silenced_half(subject: npl.Subject, seed: int) -> npl.NeuronSet:
-    """Half of the neurons of every layer."""
+def drawn_share(subject: npl.Subject, share: float, seed: int) -> npl.NeuronSet:
+    """Such a share of the neurons of every layer."""
     place = subject.site("mlp")
     generator = torch.Generator().manual_seed(seed)
     drawn = {
-        layer: torch.randperm(place.width, generator=generator)[: place.width // 2].tolist()
+        layer: torch.randperm(place.width, generator=generator)[: round(share * place.width)].tolist()
         for layer in range(place.num_layers)
     }
     return npl.NeuronSet.from_indices(subject, site="mlp", indices=drawn)
 
 
-def small_difficulty(subject: npl.Subject, corpus: Corpus, name: str | None, seed: int) -> Difficulty:
-    if name is not None:
-        return difficulty(npl.load_model(name, device="cpu"), corpus)
-    with npl.intervene(subject, silenced_half(subject, seed), kind="zero"):
+def small_difficulty(subject: npl.Subject, corpus: Corpus, arguments: argparse.Namespace) -> Difficulty:
+    if arguments.small is not None:
+        return difficulty(npl.load_model(arguments.small, device="cpu"), corpus)
+    with npl.intervene(subject, drawn_share(subject, arguments.silenced, arguments.seed), kind="zero"):
         return difficulty(subject, corpus)
 
 
@@ -117,15 +117,18 @@ def told(found: Mapping[str, Tensor], parts: Mapping[str, Corpus]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", help="a model to stand for the small one")
+    parser.add_argument(
+        "--silenced", type=float, default=0.2, help="without --small: share of the neurons that it lacks"
+    )
     parser.add_argument("--halves", type=int, default=10, help="random halves")
     parser.add_argument("--resamples", type=int, default=10, help="resamples of a half's items")
-    parser.add_argument("--seed", type=int, default=0, help="of the neurons that the small model lacks")
+    parser.add_argument("--seed", type=int, default=0, help="of which neurons it lacks")
     arguments = parser.parse_args()
     started = time.monotonic()
     subject = npl.load_model("bundled:polis", device="cpu")
     english = npl.load_corpus("bundled:polis").only(language="en")
     train = english.only(split="train")
-    large, small = difficulty(subject, train), small_difficulty(subject, train, arguments.small, arguments.seed)
+    large, small = difficulty(subject, train), small_difficulty(subject, train, arguments)
     rank = torch.stack([dual_scores(small.ifd, large.ifd), large.ifd]).argsort(dim=1).argsort(dim=1).double()
     print(f"loss of the answers in nats a token: small {small.given.mean():.3f}, large {large.given.mean():.3f}")
     print(f"IFD: small {small.ifd.median():.3f}, large {large.ifd.median():.3f} (medians)")
