@@ -57,7 +57,7 @@ def check(
         out.write_text(json.dumps(found.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         wrote(out)
     if found.problems and strict:
-        raise typer.Exit(1)
+        fail(f"{data}: problems found: {len(found.problems)} (--strict)")
 
 
 def split(
