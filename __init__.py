@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from .analysis.trees import tree as tree
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
+    from .attribution.difficulty import Difficulty as Difficulty
+    from .attribution.difficulty import difficulty as difficulty
+    from .attribution.difficulty import dual_scores as dual_scores
     from .attribution.entropy import lape_sets as lape_sets
     from .attribution.exact import evaluated as evaluated
     from .attribution.fidelity import fidelity as fidelity
@@ -78,12 +81,18 @@ if TYPE_CHECKING:
     from .attribution.stability import Stability as Stability
     from .attribution.stability import stability as stability
     from .attribution.stability import stable as stable
+    from .corpora.agent_pairs import AgentPairs as AgentPairs
+    from .corpora.agent_pairs import evolve as evolve
     from .corpora.examples import Corpus as Corpus
     from .corpora.examples import CorpusError as CorpusError
     from .corpora.examples import Example as Example
+    from .corpora.hygiene import Hygiene as Hygiene
+    from .corpora.hygiene import check_corpus as check_corpus
     from .corpora.jsonl import write_jsonl as write_jsonl
     from .corpora.loading import load_corpus as load_corpus
     from .corpora.o_lora import read_o_lora as read_o_lora
+    from .corpora.picking import pick as pick
+    from .corpora.splitting import split_corpus as split_corpus
     from .corpora.translations import language_pairs as language_pairs
     from .corpora.translations import parallel_corpus as parallel_corpus
     from .figures.comparison import compare_page as compare_page
@@ -128,6 +137,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _HOME = {
+    "AgentPairs": "corpora.agent_pairs",
     "AtlasError": "neurons.errors",
     "Cards": "analysis.cards",
     "Checkpoint": "attribution.resume",
@@ -139,11 +149,13 @@ _HOME = {
     "Curve": "analysis.curves",
     "Delta": "finetune.delta",
     "DeltaError": "finetune.errors",
+    "Difficulty": "attribution.difficulty",
     "Effects": "analysis.effects",
     "Evaluation": "analysis.evaluation",
     "Example": "corpora.examples",
     "Fidelity": "attribution.fidelity_result",
     "HarnessError": "analysis.evaluation",
+    "Hygiene": "corpora.hygiene",
     "Importance": "attribution.importance",
     "LayerChange": "attribution.layer_change",
     "Located": "attribution.located",
@@ -179,6 +191,7 @@ _HOME = {
     "answer_correct": "analysis.choices",
     "as_lm": "analysis.harness",
     "attribute": "attribution.attribute",
+    "check_corpus": "corpora.hygiene",
     "choice_losses": "analysis.choices",
     "choice_losses_off": "analysis.many_sets",
     "combine": "analysis.overlap",
@@ -187,9 +200,12 @@ _HOME = {
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
+    "difficulty": "attribution.difficulty",
     "dose_response": "analysis.along",
+    "dual_scores": "attribution.difficulty",
     "evaluate": "analysis.harness",
     "evaluated": "attribution.exact",
+    "evolve": "corpora.agent_pairs",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
     "fidelity": "attribution.fidelity",
@@ -218,6 +234,7 @@ _HOME = {
     "pair_neurons": "attribution.language_pairs",
     "parallel_corpus": "corpora.translations",
     "permutation": "attribution.permutation",
+    "pick": "corpora.picking",
     "prepared": "finetune.trainer",
     "preset": "attribution.presets",
     "proportion": "finetune.studies",
@@ -234,6 +251,7 @@ _HOME = {
     "search_rates": "finetune.rates",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
+    "split_corpus": "corpora.splitting",
     "stability": "attribution.stability",
     "stable": "attribution.stability",
     "stack_deltas": "finetune.algebra",

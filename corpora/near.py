@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int, UInt32, UInt64
 from .examples import CorpusError, Messages
 
 GRAM = 4
-BANDS, ROWS = 20, 5  # a pair with Jaccard 0.8 is missed once in 2,800 times, with 0.9 once in 10^8
+BANDS, ROWS = 20, 5  # a pair with Jaccard 0.7 is missed once in 40 times, with 0.8 once in 2,800
+LEAST = 0.7
 NEIGHBOURS = 30  # in a band's bucket of more texts than that, a text meets so many others and not all
 COMMON, FEW = 0.2, 50  # n-grams in more than this share of so many texts or more are the template's and say nothing
 _SLACK = (
@@ -65,10 +66,12 @@ def near_pairs(texts: Sequence[str], *, threshold: float = 0.8) -> NearPairs:
     N-grams that stand in more than a fifth of the texts do not count (in 50 texts or more): they are the template's. Texts that
     are the same are no pair of this; give each once. The result depends on the texts alone.
 
-    Raises CorpusError for a threshold outside (0, 1].
+    Raises CorpusError for a threshold outside [0.7, 1]: below, too many pairs would be missed.
     """
-    if not 0.5 <= threshold <= 1:
-        raise CorpusError(f"the threshold of near-duplicates is {threshold}; expected a Jaccard coefficient, 0.5 to 1")
+    if not LEAST <= threshold <= 1:
+        raise CorpusError(
+            f"the threshold of near-duplicates is {threshold}; expected a Jaccard coefficient, {LEAST} to 1"
+        )
     sets = gram_sets(texts)
     signatures = minhashes(sets.indptr, sets.data.view(np.uint64), num=BANDS * ROWS)
     first, second, complete = _candidates(signatures, np.diff(sets.indptr) > 0)
