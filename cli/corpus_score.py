@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import DATA_HELP, Device, Dtype, fail, open_corpus, open_model, progress, say, share, table, wrote
+from .console import (
+    DATA_HELP,
+    Device,
+    Dtype,
+    fail,
+    open_corpus,
+    open_model,
+    progress,
+    say,
+    share,
+    stopped,
+    table,
+    wrote,
+)
 
 if TYPE_CHECKING:
     from ..corpora.examples import Corpus
@@ -45,8 +58,11 @@ def score(
     for role, name in (("small", small), ("large", large)):
         subject = open_model(name, dtype=dtype, device=device)
         kept = DifficultyFile(out.with_name(f".{out.name}.{role}.part"))
-        with progress(f"{role}: {subject.name}") as bar:
-            found[role] = kept.run(subject, corpus, max_tokens=max_tokens, progress=bar)
+        try:
+            with progress(f"{role}: {subject.name}") as bar:
+                found[role] = kept.run(subject, corpus, max_tokens=max_tokens, progress=bar)
+        except KeyboardInterrupt:
+            stopped(f"what was scored stands in {kept.path}; give the same command again to go on")
         del subject
     try:
         scored = with_scores(corpus, found["small"], found["large"], referee=referee)

@@ -66,7 +66,7 @@ def _interruptible(verb: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-for command in app.registered_commands:
+for command in (*app.registered_commands, *corpus_app.registered_commands):
     assert command.callback is not None
     command.callback = _interruptible(command.callback)
 

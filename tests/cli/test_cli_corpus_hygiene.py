@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from neuropolis.corpora.jsonl import read_jsonl
 
 Run = Callable[..., str]
@@ -71,6 +72,23 @@ def test_score_then_pick(run: Run, folder: Path, make_subject: Callable) -> None
     for group in picked.groups:
         best = sorted((float(one.tags["dual"]) for one in scored.only(group)), reverse=True)[:2]
         assert sorted((float(one.tags["dual"]) for one in picked.only(group)), reverse=True) == best
+
+
+def test_a_stopped_score_says_how_to_go_on(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from neuropolis.attribution import difficulty
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(difficulty, "_means", stop)
+        said = run(
+            "corpus", "score", "my.jsonl", "--small", "model", "--large", "model", "--out", "scored.jsonl", fails=True
+        )
+    assert said == "stopped: what was scored stands in .scored.jsonl.small.part; give the same command again to go on"
+    assert (folder / ".scored.jsonl.small.part").exists()
+    run("corpus", "score", "my.jsonl", "--small", "model", "--large", "model", "--out", "scored.jsonl")
+    assert not (folder / ".scored.jsonl.small.part").exists()
 
 
 def test_two_times_the_same_model_has_no_dual_score(run: Run, folder: Path) -> None:
