@@ -23,6 +23,7 @@ from neuropolis.corpora.picking import pick
 from torch import Tensor
 
 Sets = Mapping[str, npl.NeuronSet]
+TOP = 0.01
 
 
 def drawn_share(subject: npl.Subject, share: float, seed: int) -> npl.NeuronSet:
@@ -53,14 +54,29 @@ def halves(corpus: Corpus, number: int) -> dict[str, Corpus]:
     """What neurons are located on."""
     found = {
         "all": corpus, "highest dual": pick(corpus, "dual").corpus, "lowest dual": pick(corpus, "dual", lowest=True).corpus,
-        "lowest IFD of the large": pick(corpus, "ifd_large", lowest=True).corpus,
         "highest IFD of the large": pick(corpus, "ifd_large").corpus,
     }  # fmt: skip
     return found | {f"random {seed}": random_half(corpus, seed) for seed in range(number)}
 
 
-def located(subject: npl.Subject, corpus: Corpus) -> Sets:
-    return npl.select(npl.attribute(subject, corpus, split=None), top=0.01, contrast="others")
+def of_rows(scores: npl.Scores, chosen: Tensor) -> npl.Scores:
+    """The scores over some of the rows."""
+    assert scores.rows is not None
+    assert scores.row_groups is not None
+    assert scores.row_items is not None
+    rows, groups = scores.rows[chosen], scores.row_groups[chosen]
+    means = [
+        torch.stack([change(rows[groups == g]).mean(dim=0) for g in range(len(scores.groups))])
+        for change in (torch.abs, lambda x: x, torch.square)
+    ]
+    return replace(
+        scores, values=means[0], signed=means[1], squares=means[2], counts=groups.bincount(), rows=rows, row_groups=groups,
+        row_items=scores.row_items[chosen],
+    )  # fmt: skip
+
+
+def selected(scores: npl.Scores) -> Sets:
+    return npl.select(scores, top=TOP, contrast="others")
 
 
 def jaccards(a: Sets, b: Sets) -> Tensor:
@@ -71,23 +87,34 @@ def jaccards(a: Sets, b: Sets) -> Tensor:
 def measured(
     subject: npl.Subject, parts: Mapping[str, Corpus], test: Corpus, unseen: Corpus, resamples: int
 ) -> dict[str, Tensor]:
-    """By part [measure, group]: stability over items, agreement with the sets of unseen wordings, own and other effect."""
-    sets = {name: located(subject, part) for name, part in parts.items()}
-    other = located(subject, unseen)
+    """By part [measure, group]: stability over items, agreement with the sets of unseen wordings, own effect, own less other.
+
+    One pass scores every row; a part's scores are the means over its rows. Stability is how often a set's neurons are selected
+    again on random halves of the part's items.
+    """
+    whole = npl.attribute(subject, parts["all"], split=None, keep_rows=True)
+    ids = [e.id for e in parts["all"]]
+    kept = {name: {e.id for e in part} for name, part in parts.items()}
+    scores = {name: of_rows(whole, torch.tensor([id in own for id in ids])) for name, own in kept.items()}
+    sets = {name: selected(one) for name, one in scores.items()}
+    other = selected(npl.attribute(subject, unseen, split=None))
+    again = {}
+    for name, one in scores.items():
+        often = npl.stable(one, top=TOP, contrast="others", resamples=resamples).frequency
+        steady = torch.stack([often[g][sets[name][group].mask].mean() for g, group in enumerate(one.groups)])
+        again[name] = [steady, jaccards(sets[name], other)]
+        print(f"{name}: stability {steady.mean():.3f}, agreement {again[name][1].mean():.3f}", flush=True)
     tried = {f"{name}@{group}": s for name, own in sets.items() for group, s in own.items()}
     owners = {f"{name}@{group}": group for name, own in sets.items() for group in own}
     effects = npl.ablate(subject, test, tried, metric="loss", controls=0, owners=owners, split=None)
     change, away = effects.own(effects.effect), effects.others(effects.effect)
-    found = {}
-    for place, (name, part) in enumerate(parts.items()):
-        steady = npl.stability(
-            subject, part, axes=("items",), top=0.01, contrast="others", resamples=resamples, split=None
+    groups = len(whole.groups)
+    return {
+        name: torch.stack(
+            [*again[name], change[place : place + groups].float(), (change - away)[place : place + groups].float()]
         )
-        own = slice(place * len(test.groups), (place + 1) * len(test.groups))
-        found[name] = torch.stack(
-            [steady.jaccard.mean(dim=0), jaccards(sets[name], other), change[own].float(), (change - away)[own].float()]
-        )
-    return found
+        for name, place in zip(parts, range(0, len(tried), groups), strict=True)
+    }
 
 
 def told(found: Mapping[str, Tensor], parts: Mapping[str, Corpus]) -> None:
@@ -122,6 +149,7 @@ def main() -> None:
     )
     parser.add_argument("--halves", type=int, default=10, help="random halves")
     parser.add_argument("--resamples", type=int, default=10, help="resamples of a half's items")
+    parser.add_argument("--every", type=int, default=1, help="of the test questions, every so-manieth of a group")
     parser.add_argument("--seed", type=int, default=0, help="of which neurons it lacks")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -137,7 +165,9 @@ def main() -> None:
         flush=True,
     )
     parts = halves(with_scores(train, small, large), arguments.halves)
-    told(measured(subject, parts, english.only(split="test"), english.only(split="dev"), arguments.resamples), parts)
+    test = english.only(split="test")
+    test = replace(test, examples=tuple(e for g in test.groups for e in test.only(g).examples[:: arguments.every]))
+    told(measured(subject, parts, test, english.only(split="dev"), arguments.resamples), parts)
     print(f"{time.monotonic() - started:.0f} s")
 
 
