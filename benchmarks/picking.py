@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 import neuropolis as npl
 import torch
@@ -44,10 +45,10 @@ def small_difficulty(subject: npl.Subject, corpus: Corpus, arguments: argparse.N
         return difficulty(subject, corpus)
 
 
-def random_half(corpus: Corpus, seed: int) -> Corpus:
-    """A random half of every group."""
+def random_half(corpus: Corpus, seed: int, per: Literal["group", "item"] = "group") -> Corpus:
+    """A random half of every group, or of every item."""
     drawn = (replace(e, tags={**e.tags, "draw": str(stable_hash("half", str(seed), e.id))}) for e in corpus)
-    return pick(replace(corpus, examples=tuple(drawn)), "draw").corpus
+    return pick(replace(corpus, examples=tuple(drawn)), "draw", per=per).corpus
 
 
 def halves(corpus: Corpus, number: int) -> dict[str, Corpus]:
@@ -56,7 +57,9 @@ def halves(corpus: Corpus, number: int) -> dict[str, Corpus]:
         "all": corpus, "highest dual": pick(corpus, "dual").corpus, "lowest dual": pick(corpus, "dual", lowest=True).corpus,
         "highest IFD of the large": pick(corpus, "ifd_large").corpus,
     }  # fmt: skip
-    return found | {f"random {seed}": random_half(corpus, seed) for seed in range(number)}
+    found["highest dual of each item"] = pick(corpus, "dual", per="item").corpus
+    found |= {f"random {seed}": random_half(corpus, seed) for seed in range(number)}
+    return found | {f"of each item, random {seed}": random_half(corpus, seed, "item") for seed in range(number)}
 
 
 def of_rows(scores: npl.Scores, chosen: Tensor) -> npl.Scores:
@@ -119,26 +122,26 @@ def measured(
 
 def told(found: Mapping[str, Tensor], parts: Mapping[str, Corpus]) -> None:
     """Means over groups; for the random halves their mean and range; and how far each part is from the mean random half."""
-    random = torch.stack(
-        [values for name, values in found.items() if name.startswith("random")]
-    )  # [half, measure, group]
-    rows = {name: values.mean(dim=1) for name, values in found.items() if not name.startswith("random")}
-    rows["random, mean"] = random.mean(dim=(0, 2))
-    rows["random, lowest"], rows["random, highest"] = (
-        getattr(random.mean(dim=2), end)(dim=0) for end in ("amin", "amax")
-    )
+    rows = {name: values.mean(dim=1) for name, values in found.items() if "random" not in name}
+    drawn = {}
+    for kind in ("random", "of each item, random"):
+        drawn[kind] = torch.stack(
+            [values for name, values in found.items() if name.startswith(kind)]
+        )  # [half, measure, group]
+        rows[f"{kind}: mean"] = drawn[kind].mean(dim=(0, 2))
+        for end in ("amin", "amax"):
+            rows[f"{kind}: {end[1:]}"] = getattr(drawn[kind].mean(dim=2), end)(dim=0)
     print("| located on | items | stability | agreement | own loss | own less others |\n|---|---|---|---|---|---|")
     for name, values in rows.items():
         items = len({e.item for e in parts[name]}) if name in parts else ""
         print(f"| {name} | {items} | " + " | ".join(f"{value:.3f}" for value in values.tolist()) + " |")
-    for name in ("highest dual", "lowest dual"):
-        difference = found[name] - random.mean(dim=0)  # [measure, group]
+    for name in ("highest dual", "lowest dual", "highest dual of each item"):
+        beside = drawn["of each item, random" if "item" in name else "random"]
+        difference = found[name] - beside.mean(dim=0)  # [measure, group]
         error = difference.std(dim=1) / difference.shape[1] ** 0.5
-        cells = [
-            f"{m:+.3f} ({m - 2.2 * e:+.3f} to {m + 2.2 * e:+.3f})"
-            for m, e in zip(difference.mean(dim=1), error, strict=True)
-        ]
-        print(f"{name} less the mean random half, with a 95 % t interval over the groups: {'; '.join(cells)}")
+        ends = zip(difference.mean(dim=1).tolist(), error.tolist(), strict=True)
+        cells = [f"{m:+.3f} ({m - 2.2 * e:+.3f} to {m + 2.2 * e:+.3f})" for m, e in ends]
+        print(f"{name} less the mean random one, with a 95 % t interval over the groups: {'; '.join(cells)}")
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def pick(
     by: Annotated[str, typer.Option("--by", help="Tag with the score.")] = "dual",
     keep: Annotated[str, typer.Option("--share", help="Share of the rows to keep (0.5, 50%).")] = "0.5",
     per: Annotated[
-        str, typer.Option("--per", help="group: that share of every group; all: of all rows at once.")
+        str, typer.Option("--per", help="That share of every group or item, or of all rows at once: group, item, all.")
     ] = "group",
     lowest: Annotated[bool, typer.Option("--lowest", help="Keep the lowest scores.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of which of equal rows are kept.")] = 0,

@@ -29,31 +29,32 @@ def pick(
     by: str,
     *,
     share: float = 0.5,
-    per: Literal["group", "all"] = "group",
+    per: Literal["group", "item", "all"] = "group",
     lowest: bool = False,
     seed: int = 0,
 ) -> Picked:
     """The best `share` of the rows that have a score, by the number in the tag `by` (the highest, or the `lowest`).
 
-    `per="group"` takes that share of every group, rounded and at least one row; `"all"` of all rows at once, which may leave groups
-    out. A tag that is "nan" or not there is no score.
+    `per="group"` takes that share of every group, rounded and at least one row; `"item"` of every item of a group, so that none is
+    lost; `"all"` of all rows at once, which may leave groups out. A tag that is "nan" or not there is no score.
 
     Raises CorpusError for a share outside (0, 1], a tag that no row has, or one that is not a number.
     """
     if not 0 < share <= 1:
         raise CorpusError(f"share is {share}; expected the part of the rows that is kept, above 0 up to 1")
-    if per not in ("group", "all"):
-        raise CorpusError(f"per is {per!r}; expected group or all")
+    if per not in ("group", "item", "all"):
+        raise CorpusError(f"per is {per!r}; expected group, item or all")
     scores = {one.id: value for one in corpus if not math.isnan(value := score_of(one, by))}
     if not scores:
         tags = sorted({tag for one in corpus for tag in one.tags})
         raise CorpusError(
             f"no row has a score in the tag {by!r}; tags are {', '.join(tags) or 'none'} (corpus score adds some)"
         )
-    cells: dict[str, list[Example]] = {}
+    cells: dict[tuple[str, ...], list[Example]] = {}
     for one in corpus:
         if one.id in scores:
-            cells.setdefault(one.group if per == "group" else "", []).append(one)
+            key = {"group": (one.group,), "item": (one.group, one.item), "all": ()}[per]
+            cells.setdefault(key, []).append(one)
     kept: set[str] = set()
     tied = 0
     for rows in cells.values():

@@ -28,6 +28,16 @@ def test_the_best_share_of_every_group_in_the_order_of_rows() -> None:
     assert ids(pick(rows, "dual", share=0.01).corpus) == ["n1", "s2"]
 
 
+def test_no_item_is_lost_where_the_share_is_of_each() -> None:
+    rows = [
+        Example(f"{item}{n}", "g", "p", "a", tags={"item": item, "dual": str(10 * (item == "x") + n)})
+        for item in "xyz" for n in range(4)
+    ]  # fmt: skip
+    found = pick(Corpus(tuple(rows)), "dual", per="item").corpus
+    assert ids(found) == ["x2", "x3", "y2", "y3", "z2", "z3"]
+    assert {one.item for one in pick(Corpus(tuple(rows)), "dual", share=1 / 3).corpus} == {"x"}
+
+
 def test_rows_without_a_score_are_named_and_never_picked() -> None:
     found = pick(corpus(("n", None), ("n", "1"), ("n", "nan"), ("n", "2")), "dual", share=1.0)
     assert ids(found.corpus) == ["n1", "n3"]
