@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from .analysis.value_alignment import alignment as alignment
     from .attribution.activations import reference as reference
     from .attribution.attribute import attribute as attribute
+    from .attribution.difficulty import Difficulty as Difficulty
+    from .attribution.difficulty import difficulty as difficulty
+    from .attribution.difficulty import dual_scores as dual_scores
     from .attribution.entropy import lape_sets as lape_sets
     from .attribution.exact import evaluated as evaluated
     from .attribution.fidelity import fidelity as fidelity
@@ -80,6 +83,8 @@ if TYPE_CHECKING:
     from .attribution.stability import Stability as Stability
     from .attribution.stability import stability as stability
     from .attribution.stability import stable as stable
+    from .corpora.agent_pairs import AgentPairs as AgentPairs
+    from .corpora.agent_pairs import evolve as evolve
     from .corpora.examples import Corpus as Corpus
     from .corpora.examples import CorpusError as CorpusError
     from .corpora.examples import Example as Example
@@ -87,9 +92,13 @@ if TYPE_CHECKING:
     from .corpora.formats import formats as formats
     from .corpora.formats import read_format as read_format
     from .corpora.formats import register_format as register_format
+    from .corpora.hygiene import Hygiene as Hygiene
+    from .corpora.hygiene import check_corpus as check_corpus
     from .corpora.jsonl import write_jsonl as write_jsonl
     from .corpora.loading import load_corpus as load_corpus
+    from .corpora.picking import pick as pick
     from .corpora.readers.o_lora import read_o_lora as read_o_lora
+    from .corpora.splitting import split_corpus as split_corpus
     from .corpora.translations import language_pairs as language_pairs
     from .corpora.translations import parallel_corpus as parallel_corpus
     from .corpora.wvs import read_survey as read_survey
@@ -136,6 +145,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _HOME = {
+    "AgentPairs": "corpora.agent_pairs",
     "Alignment": "analysis.value_alignment",
     "AtlasError": "neurons.errors",
     "Cards": "analysis.cards",
@@ -148,11 +158,13 @@ _HOME = {
     "Curve": "analysis.curves",
     "Delta": "finetune.delta",
     "DeltaError": "finetune.errors",
+    "Difficulty": "attribution.difficulty",
     "Effects": "analysis.effects",
     "Evaluation": "analysis.evaluation",
     "Example": "corpora.examples",
     "Fidelity": "attribution.fidelity_result",
     "HarnessError": "analysis.evaluation",
+    "Hygiene": "corpora.hygiene",
     "Importance": "attribution.importance",
     "LayerChange": "attribution.layer_change",
     "Located": "attribution.located",
@@ -190,6 +202,7 @@ _HOME = {
     "answer_correct": "analysis.choices",
     "as_lm": "analysis.harness",
     "attribute": "attribution.attribute",
+    "check_corpus": "corpora.hygiene",
     "choice_losses": "analysis.choices",
     "choice_losses_off": "analysis.many_sets",
     "combine": "analysis.overlap",
@@ -198,9 +211,12 @@ _HOME = {
     "compare_translation": "finetune.compare_translation",
     "compare_tuning": "finetune.retention",
     "continual": "finetune.continual",
+    "difficulty": "attribution.difficulty",
     "dose_response": "analysis.along",
+    "dual_scores": "attribution.difficulty",
     "evaluate": "analysis.harness",
     "evaluated": "attribution.exact",
+    "evolve": "corpora.agent_pairs",
     "exclusive": "attribution.selection",
     "export_silenced": "neurons.edits",
     "fidelity": "attribution.fidelity",
@@ -230,6 +246,7 @@ _HOME = {
     "pair_neurons": "attribution.language_pairs",
     "parallel_corpus": "corpora.translations",
     "permutation": "attribution.permutation",
+    "pick": "corpora.picking",
     "prepared": "finetune.trainer",
     "preset": "attribution.presets",
     "proportion": "finetune.studies",
@@ -249,6 +266,7 @@ _HOME = {
     "search_rates": "finetune.rates",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
+    "split_corpus": "corpora.splitting",
     "stability": "attribution.stability",
     "stable": "attribution.stability",
     "stack_deltas": "finetune.algebra",

@@ -20,10 +20,13 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the file that is t
 
 
 def add(app: typer.Typer) -> None:
-    """A sub-command per format, its options those of the reader."""
+    """The verbs on corpora, then a sub-command per format, its options those of the reader."""
     from ..corpora.formats import formats
+    from . import corpus_check, corpus_score
 
     corpus = typer.Typer(no_args_is_help=True, add_completion=False)
+    for verbs in (corpus_check, corpus_score):
+        verbs.add(corpus)
     for format in formats().values():
         corpus.command(name=format.name, help=f"{format.title[:1].upper()}{format.title[1:]}.")(_verb(format))
     app.add_typer(corpus, name="corpus", help="Turn a benchmark's own files into a corpus; check, split, score, pick.")

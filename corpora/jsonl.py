@@ -62,10 +62,10 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield number, _parse_line(line, where=f"{path}, line {number}", cut_off=number == len(lines))
+            yield number, parse_line(line, where=f"{path}, line {number}", cut_off=number == len(lines))
 
 
-def _parse_line(line: bytes, *, where: str, cut_off: bool) -> Any:
+def parse_line(line: bytes, *, where: str, cut_off: bool) -> Any:
     """The JSON value of one line; `cut_off` when nothing, not even a line end, follows it."""
     hint = "; the file ends in the middle of this line, so it may have been cut off" if cut_off else ""
     try:
@@ -78,7 +78,8 @@ def _parse_line(line: bytes, *, where: str, cut_off: bool) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         place = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         found = line[:40].decode("utf-8", "replace")
-        raise CorpusError(f"{where}: not JSON ({error.args[0].split(':')[0]}{place}), found {found!r}{hint}") from None
+        reason = error.args[0].split(":")[0].removesuffix(" at")
+        raise CorpusError(f"{where}: not JSON ({reason}{place}), found {found!r}{hint}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> Mapping[str, Any]:

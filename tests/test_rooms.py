@@ -74,7 +74,7 @@ def test_what_type_checkers_see_is_what_is_exported() -> None:
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(AttributeError, match=r"no attribute 'loacte'; it has Alignment, .*attribute"):
+    with pytest.raises(AttributeError, match=r"no attribute 'loacte'; it has .*AtlasError, .*attribute"):
         _ = neuropolis.loacte  # pyright: ignore[reportAttributeAccessIssue]
 
 
