@@ -93,7 +93,7 @@ def _between_splits(corpus: Corpus, rows: Sequence[Sequence[Example]]) -> dict[s
 def _near(rows: Sequence[Sequence[Example]], pairs: NearPairs) -> dict[str, Copies]:
     kinds: dict[str, list[list[str]]] = {"near_shared": [], "near_undecided": [], "near_splits": []}
     for place in np.argsort(-pairs.jaccard, kind="stable").tolist():
-        a, b = rows[pairs.first[place]], rows[pairs.second[place]]
+        a, b = rows[int(pairs.first[place])], rows[int(pairs.second[place])]
         ids = [a[0].id, b[0].id]
         if len({one.group for one in (*a, *b)}) > 1:
             kinds["near_shared" if _agree(a, b) else "near_undecided"].append(ids)
