@@ -13,7 +13,7 @@ RANKINGS = tuple(by if contrast is None else f"{by}/{contrast}" for contrast in 
 
 
 def ranking_parts(name: str) -> tuple[str, str | None]:
-    """(`by`, `contrast`) of a ranking, as `select` takes them. Raises SetError for an unknown name, listing those that are known."""
+    """(`by`, `contrast`) of a ranking, as `select` takes them. Raises SetError for an unknown name."""
     if name not in RANKINGS:
         raise SetError(f"unknown ranking {name!r}; rankings are {', '.join(RANKINGS)}")
     by, _, contrast = name.partition("/")

@@ -63,7 +63,8 @@ def found_among(
 ) -> Float[Tensor, " k"]:
     """How many true neurons stand among the `counts` highest scores, each between 1 and their number.
 
-    Over K, the number of true ones, it is recall at k; over k it is precision. Of neurons tied at the border an expected share counts.
+    Over K, the number of true ones, it is recall at k; over k it is precision. Of neurons tied at the border an expected
+    share counts.
     """
     ordered, order = scores.double().sort(descending=True)
     upto = torch.cat([torch.zeros(1, dtype=torch.float64), truth[order].double().cumsum(dim=0)])

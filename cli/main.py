@@ -12,6 +12,7 @@ import typer
 
 from . import (
     ablate,
+    calibrate,
     compare,
     continual,
     corpus,
@@ -42,8 +43,8 @@ app = typer.Typer(
     add_completion=False,
 )
 for verb in (
-    demo, locate, fidelity, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap, similarity,
-    represent, redundancy, neuron, report, info, corpus,
+    demo, locate, fidelity, calibrate, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap,
+    similarity, represent, redundancy, neuron, report, info, corpus,
 ):  # fmt: skip
     verb.add(app)
 

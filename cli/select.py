@@ -29,7 +29,7 @@ def select(
         typer.Option(help="Scores to choose from, where the study has several: their name, or a method ({methods})."),
     ] = None,
     contrast: Annotated[str, typer.Option(help="{contrasts}.")] = "others",
-    by: Annotated[str, typer.Option(help="Rank by values (absolute) or signed.")] = "values",
+    by: Annotated[str, typer.Option(help="Rank by values (absolute), signed or positive (the positive parts).")] = "values",
     scope: Annotated[
         str, typer.Option(help="The share is taken of all layers together (global) or of each (layer).")
     ] = "global",

@@ -285,7 +285,12 @@ def _nan(*shape: int) -> Tensor:
 
 def _grid(neurons: int) -> Int[Tensor, " k"]:
     """Whole numbers from 1 to the number of neurons, evenly on a log scale."""
-    return torch.logspace(0, torch.tensor(float(neurons)).log10().item(), POINTS, dtype=torch.float64).round().long().unique()
+    return (
+        torch.logspace(0, torch.tensor(float(neurons)).log10().item(), POINTS, dtype=torch.float64)
+        .round()
+        .long()
+        .unique()
+    )
 
 
 def _groups_of(ready: Mapping[tuple[str, int], Plant]) -> int:

@@ -27,7 +27,7 @@ _TENSORS = (
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What every method and ranking found of the neurons that were planted; NaN where a plant did not hold or a ranking is impossible.
+    """What every method and ranking found of the neurons that were planted; NaN where a plant failed or a ranking is impossible.
 
     `subject` is the fingerprint of the untouched subject, `rankings` are those of `attribution.rankings`.
     `values` and `by_layer` are the three metrics: recall among the first K (K the number of true neurons), average precision and
@@ -100,7 +100,7 @@ class Calibration:
         return over_seeds(self.by_layer[_metric(name)].movedim(1, -1))
 
     def best_ranking(self, method: str, variant: str | None = None) -> str | None:
-        """The ranking of a method with the highest mean recall (then average precision) on a variant; None where nothing was scored."""
+        """The ranking of a method with the highest mean recall (then average precision); None where nothing was scored."""
         rows = [row for row in self.summary(variant, every=True) if row["method"] == method]
         return rows[0]["ranking"] if rows else None
 

@@ -33,7 +33,9 @@ def _trust(found: Calibration, best: dict[str, Any]) -> str:
         return f"On this model trust {named} to name single neurons."
     if recall >= HALF:
         return f"On this model {named} is the best, and about {1 - recall:.0%} of the neurons it names are others."
-    return f"Trust no method to name single neurons of this model: with the best, {named}, most of those named are others."
+    return (
+        f"Trust no method to name single neurons of this model: with the best, {named}, most of those named are others."
+    )
 
 
 def _above(best: dict[str, Any], chance: dict[str, Any]) -> bool:
