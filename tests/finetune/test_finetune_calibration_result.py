@@ -130,9 +130,7 @@ def test_the_sentence_names_the_weakest_variant_and_those_of_which_nothing_is_kn
 
 def test_where_no_plant_held_nothing_is_said() -> None:
     found = make(GOOD)
-    found = replace(
-        found, values=torch.full_like(found.values, math.nan), plants=(sound("plain", 0, holds=False),)
-    )
+    found = replace(found, values=torch.full_like(found.values, math.nan), plants=(sound("plain", 0, holds=False),))
     assert found.best is None
     assert found.first is None
     assert found.summary() == []
