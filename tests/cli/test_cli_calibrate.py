@@ -1,4 +1,4 @@
-"""`neuropolis calibrate`: on plants that stand ready, the tables, the sentence and the atlas; and one clear line for each mistake."""
+"""`neuropolis calibrate`: on plants that stand ready, the tables, the sentence and the atlas; one line for each mistake."""
 
 from __future__ import annotations
 

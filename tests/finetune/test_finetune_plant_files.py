@@ -57,7 +57,7 @@ def test_another_subject_is_refused(tmp_path: Path) -> None:
 
 def test_damage_is_told(tmp_path: Path) -> None:
     subject = build("llama")
-    with pytest.raises(TuneError, match="no plant at .*: expected a folder with plant.json"):
+    with pytest.raises(TuneError, match=r"no plant at .*: expected a folder with plant.json"):
         load_plant(subject, tmp_path / "plant")
     folder = save_plant(make_plant(subject), tmp_path / "plant")
     facts = (folder / "facts.jsonl").read_text()
