@@ -43,7 +43,7 @@ def make(holds: bool = True) -> Calibration:
         torch.tensor([1.0, 3.0, 4.0], dtype=torch.float64).expand(*shape, 3),
         torch.tensor([0.5, 0.0, 0.25, 0.25], dtype=torch.float64).expand(*shape, 4), torch.full((1, 2, 2), 4),
         torch.full((2, 2, 2, 3), 0.01, dtype=torch.float64), torch.ones(1, 2, 3, dtype=torch.float64),
-        torch.tensor([384.0, 4992.0, 0.0]), torch.tensor([1.0, 2.0, 0.0]), plants, {"checks": True, "natural": "polis"},
+        torch.tensor([384.0, 4992.0, 0.0]), torch.tensor([2.0, 1.0, 0.0]), plants, {"checks": True, "natural": "polis"},
     )  # fmt: skip
 
 
@@ -74,8 +74,8 @@ def test_the_part_says_what_the_record_holds(tmp_path: Path) -> None:
     found = make()
     study = load(save(tmp_path / "study.h5", found, subject={"fingerprint": SUBJECT}))
     html = page(study)
-    assert found.verdict() in html
-    assert "rank alike by a Spearman correlation of 1.00" in html
+    assert found.verdict().split(" (95 %")[0] in html
+    assert "rank alike by a Spearman correlation of 0.87" in html
     for place in range(3):
         assert f'id="figure-calibration-{place}"' in html
     assert 'id="table-calibration-0"' in html

@@ -97,7 +97,8 @@ def test_figures_by_layer_rank_each_layer_alone() -> None:
 def test_what_a_method_costs_is_counted_in_forwards() -> None:
     subject = build("llama")
     corpus = invented(2, facts=2).only(split="train")
-    subject.site("mlp")
+    for site in ("mlp", "gate"):  # a site checks itself once, by a forward
+        subject.site(site)
     with counted(subject) as total:
         scored(subject, corpus, "taylor", site="mlp", options={})
     assert total[0] == pytest.approx(3 * 2 * len(corpus))
