@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from ..attribution.fidelity import fidelity
 from ..attribution.methods import METHODS as REGISTERED
-from ..attribution.methods import method_named
-from ..attribution.rankings import RANKINGS
 from ..corpora.examples import Corpus
 from ..corpora.invented import invented
 from ..neurons.atlas import library_versions
 from ..neurons.subject import Subject
-from .calibration_result import PLACES, Calibration
-from .calibration_scores import (
-    CORRECTIONS,
-    METRICS,
-    Options,
-    counted,
-    false_positives,
-    measured,
-    random_subject,
-    scored,
-    shuffled_groups,
-)
+from .calibration_result import Calibration
+from .calibration_scores import Options, deletion_advantage, random_subject, scored
+from .calibration_table import SCORING, Bar, Table
 from .errors import TuneError
 from .plant_files import load_plant, save_plant
 from .planting import PlantRecipe
@@ -46,8 +33,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attn": {"site": "attn"}, "few": {"facts": 4},
 }  # fmt: skip
 POINTS = 40  # of the curves over k
-SCORING = 25  # steps of the progress that scoring one method counts for
-NATURAL = 24  # items of each natural group that deletion curves are measured on
 
 
 def calibrate(
@@ -85,7 +70,7 @@ def calibrate(
     configuration with random weights. `deletion` is a corpus of natural groups: then the methods' deletion curves on it are
     measured in the untouched subject, to see whether both agree on which method is better.
 
-    `progress(done, total)` counts steps of planting; scoring a method on a plant counts as some.
+    `progress(done, total)` counts steps of planting; whatever else is done with a plant counts as some.
 
     Raises TuneError, ValueError or SiteError, before anything is planted, for unknown methods and variants, for more groups times
     neurons than there are, and for a method that cannot score this subject.
@@ -100,21 +85,20 @@ def calibrate(
     blank = random_subject(subject, seed=0) if checks else None
     place = subject.site(site)
     counts = _grid(place.num_layers * place.width)
-    table = _Table(methods, variants, numbers, place.num_layers, groups if ready is None else _groups_of(ready), counts)
-    total = len(variants) * len(numbers) * (recipe.steps + SCORING * len(methods))
-    done = 0
-    for v, s, made in _plants(asked, variants, numbers, ready, progress, total, SCORING * len(methods)):
-        table.note(v, s, made)
-        done = (v * len(numbers) + s + 1) * (recipe.steps + SCORING * len(methods))
-        if made.proof.holds:
-            table.score(v, s, made, options or {}, progress, (done - SCORING * len(methods), total))
-            if blank is not None and v == 0:
-                table.check(s, made, replace(blank), options or {}, draws)
-        if progress is not None:
-            progress(done, total)
+    table = Table(methods, variants, numbers, place.num_layers, groups if ready is None else _groups_of(ready), counts)
     advantage = torch.full((len(methods),), torch.nan, dtype=torch.float64)
     if deletion is not None:
         advantage = deletion_advantage(subject, deletion, methods, site=site, options=options or {})
+    bar = Bar(progress, [recipe.steps + SCORING * len(methods) * (3 if checks and v == 0 else 1)
+                          for v in range(len(variants)) for _ in numbers])  # fmt: skip
+    for v, s, made in _plants(asked, variants, numbers, ready, bar):
+        table.note(v, s, made)
+        bar.to(recipe.steps)
+        if made.proof.holds:
+            table.score(v, s, made, options or {}, bar)
+            if blank is not None and v == 0:
+                table.check(s, made, blank, options or {}, draws, bar)
+        bar.next()
     origin = {
         "groups": groups, "per_group": per_group, "facts": facts, "recipe": asdict(recipe), "draws": draws,
         "options": {name: dict(given) for name, given in (options or {}).items()}, "ready": ready is not None,
@@ -131,26 +115,6 @@ def variant_of(made: Plant) -> str:
     if len(made.facts.only(split="train")) <= 2 * VARIANTS["few"]["facts"] * len(made.groups):
         told.append("few")
     return "+".join(told) or "plain"
-
-
-def deletion_advantage(
-    subject: Subject, corpus: Corpus, methods: Sequence[str], *, site: str = "mlp", options: Options | None = None
-) -> Float[Tensor, " method"]:
-    """By how much each method's deletion curve on natural groups lies above that of random orders (`Fidelity.advantage`).
-
-    On at most NATURAL items of each group and split. NaN for `exact`, and for methods with an objective of their own, whose curves
-    would be in other units; 0 for `random` by definition.
-    """
-    some = _thinned(corpus)
-    found = torch.full((len(methods),), torch.nan, dtype=torch.float64)
-    for place, name in enumerate(methods):
-        if name == "random":
-            found[place] = 0.0
-        elif name != "exact" and method_named(name).objective in (None, "loss"):
-            given = (options or {}).get(name, {})
-            curves = fidelity(subject, some, methods=[name], site=site, sample=2, options=given)
-            found[place] = curves.advantage("deletion")[0][0]
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,8 +156,7 @@ class _Asked:
 
 
 def _plants(
-    asked: _Asked, variants: Sequence[str], seeds: Sequence[int], ready: Mapping[tuple[str, int], Plant] | None,
-    progress: Progress | None, total: int, scoring: int,
+    asked: _Asked, variants: Sequence[str], seeds: Sequence[int], ready: Mapping[tuple[str, int], Plant] | None, bar: Bar
 ) -> Iterator[tuple[int, int, Plant]]:  # fmt: skip
     """Every plant with the numbers of its variant and seed, one at a time: each is as large as the subject."""
     if asked.folder is not None:
@@ -204,84 +167,7 @@ def _plants(
                 if (variant, seed) in ready:
                     yield v, s, ready[variant, seed]
                 continue
-            before = (v * len(seeds) + s) * (asked.recipe.steps + scoring)
-            yield v, s, asked.plant(variant, seed, _shifted(progress, before, total))
-
-
-def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
-    return None if progress is None else lambda done, _: progress(before + done, total)
-
-
-class _Table:
-    """Figures as they come in, plant by plant."""
-
-    def __init__(
-        self, methods: Sequence[str], variants: Sequence[str], seeds: Sequence[int], layers: int, groups: int,
-        counts: Int[Tensor, " k"],
-    ) -> None:  # fmt: skip
-        self.methods, self.variants, self.seeds, self.counts = tuple(methods), tuple(variants), tuple(seeds), counts
-        v, s, m, r = len(variants), len(seeds), len(methods), len(RANKINGS)
-        self.values = _nan(len(METRICS), v, s, m, r, groups)
-        self.by_layer = _nan(len(METRICS), v, s, m, r, layers)
-        self.found, self.false_finds = _nan(v, s, m, r, len(counts)), _nan(v, s, m, r, layers)
-        self.planted = torch.zeros(v, s, groups, dtype=torch.long)
-        self.false_positives = _nan(len(PLACES), len(CORRECTIONS), s, m)
-        self.seconds, self.forwards = _nan(v, s, m), _nan(v, s, m)
-        self.plants: list[dict[str, Any]] = []
-
-    def note(self, v: int, s: int, made: Plant) -> None:
-        """What a plant is, whether it holds, and how many neurons are its truth."""
-        self.planted[v, s, : len(made.groups)] = torch.tensor([len(one) for one in made.truth.values()])
-        self.plants.append(
-            {
-                "variant": self.variants[v], "seed": self.seeds[s], "holds": made.proof.holds,
-                "failures": list(made.proof.failures), "proof": asdict(made.proof), "steps": len(made.delta.history),
-                "planted": made.subject.fingerprint,
-            }
-        )  # fmt: skip
-
-    def score(
-        self, v: int, s: int, made: Plant, options: Options, progress: Progress | None, at: tuple[int, int]
-    ) -> None:
-        """Hold every method against the truth."""
-        corpus, truth = made.facts.only(split="train"), torch.stack([one.mask for one in made.truth.values()])
-        site = next(iter(made.truth.values())).site
-        made.subject.site(site)  # resolved and checked once, which is no part of a method's cost
-        for m, method in enumerate(self.methods):
-            start = time.perf_counter()
-            with counted(made.subject) as forwards:
-                scores = scored(made.subject, corpus, method, site=site, options=options)
-            self.seconds[v, s, m], self.forwards[v, s, m] = time.perf_counter() - start, forwards[0]
-            found = measured(scores, truth[[made.groups.index(group) for group in scores.groups]], self.counts)
-            rows = slice(0, len(made.groups))
-            self.values[:, v, s, m, :, rows] = found.values
-            self.by_layer[:, v, s, m], self.found[v, s, m] = found.by_layer, found.found
-            self.false_finds[v, s, m] = found.false_finds
-            if progress is not None:
-                progress(at[0] + SCORING * (m + 1), at[1])
-
-    def check(self, s: int, made: Plant, blank: Subject, options: Options, draws: int) -> None:
-        """Look for what is not there: with labels shuffled, and with random weights."""
-        corpus, site = made.facts.only(split="train"), next(iter(made.truth.values())).site
-        places = ((made.subject, shuffled_groups(corpus, self.seeds[s])), (blank, corpus))
-        for m, method in enumerate(self.methods):
-            for place, (subject, rows) in enumerate(places):
-                self.false_positives[place, :, s, m] = false_positives(
-                    subject, rows, method, site=site, options=options, draws=draws, seed=self.seeds[s]
-                )
-
-    def result(
-        self, subject: Subject, site: str, deletion: Float[Tensor, " method"], origin: Mapping[str, Any]
-    ) -> Calibration:
-        return Calibration(
-            subject.fingerprint, site, self.methods, RANKINGS, self.variants, self.seeds, self.values, self.by_layer,
-            self.counts, self.found, self.false_finds, self.planted, self.false_positives, self.seconds,
-            self.forwards.reshape(-1, len(self.methods)).nanmean(dim=0), deletion, tuple(self.plants), origin,
-        )  # fmt: skip
-
-
-def _nan(*shape: int) -> Tensor:
-    return torch.full(shape, torch.nan, dtype=torch.float64)
+            yield v, s, asked.plant(variant, seed, bar.to)
 
 
 def _grid(neurons: int) -> Int[Tensor, " k"]:
@@ -296,18 +182,6 @@ def _grid(neurons: int) -> Int[Tensor, " k"]:
 
 def _groups_of(ready: Mapping[tuple[str, int], Plant]) -> int:
     return max(len(one.groups) for one in ready.values())
-
-
-def _thinned(corpus: Corpus) -> Corpus:
-    """At most NATURAL items of each group and split."""
-    taken: dict[tuple[str, str], set[str]] = {}
-    kept = []
-    for example in corpus:
-        items = taken.setdefault((example.group, example.tags.get("split", "")), set())
-        if example.item in items or len(items) < NATURAL:
-            items.add(example.item)
-            kept.append(example)
-    return Corpus(tuple(kept), name=corpus.name)
 
 
 def _check_asked(

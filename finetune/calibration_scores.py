@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..attribution.attribute import attribute
+from ..attribution.fidelity import fidelity
 from ..attribution.methods import method_named
 from ..attribution.permutation import permutation
 from ..attribution.rankings import RANKINGS, rankings
 from ..attribution.retrieval import chosen_share, found_among, retrieval
-from ..corpora.examples import Corpus
+from ..corpora.examples import Corpus, Example
 from ..neurons.errors import SetError
 from ..neurons.scores import Scores
 from ..neurons.subject import Subject, load_model
@@ -27,6 +28,7 @@ from .errors import TuneError
 METRICS = ("recall", "precision", "auroc")
 LEVEL = 0.05
 CORRECTIONS = ("family", "none")
+NATURAL = 24  # rows of each natural group and split that deletion curves are measured on
 Options = Mapping[str, Mapping[str, Any]]
 
 
@@ -179,3 +181,33 @@ def random_subject(subject: Subject, *, seed: int) -> Subject:
             "(false_positives=False, --no-false-positives)"
         ) from error
     return load_model((model.to(subject.device), subject.tokenizer))
+
+
+def deletion_advantage(
+    subject: Subject, corpus: Corpus, methods: Sequence[str], *, site: str = "mlp", options: Options | None = None
+) -> Float[Tensor, " method"]:
+    """By how much each method's deletion curve on natural groups lies above that of random orders (`Fidelity.advantage`).
+
+    On at most NATURAL rows of each group and split, evenly over them. NaN for `exact`, and for methods with an objective of their
+    own, whose curves would be in other units; 0 for `random` by definition. Options of several methods are given to all that
+    know them.
+    """
+    found = torch.full((len(methods),), torch.nan, dtype=torch.float64)
+    drawn = [name for name in methods if name not in ("random", "exact")]
+    drawn = [name for name in drawn if method_named(name).objective in (None, "loss")]
+    given = {key: value for name in drawn for key, value in (options or {}).get(name, {}).items()}
+    if drawn:
+        curves = fidelity(subject, _thinned(corpus), methods=drawn, site=site, sample=2, options=given)
+        found[[methods.index(name) for name in drawn]] = curves.advantage("deletion")[0]
+    if "random" in methods:
+        found[methods.index("random")] = 0.0
+    return found
+
+
+def _thinned(corpus: Corpus) -> Corpus:
+    """At most NATURAL rows of each group and split, evenly over them."""
+    parts: dict[tuple[str, str], list[Example]] = {}
+    for example in corpus:
+        parts.setdefault((example.group, example.tags.get("split", "")), []).append(example)
+    kept = [example for part in parts.values() for example in part[:: -(-len(part) // NATURAL)]]
+    return Corpus(tuple(kept), name=corpus.name)

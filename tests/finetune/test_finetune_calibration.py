@@ -16,10 +16,11 @@ from neuropolis.attribution.rankings import RANKINGS
 from neuropolis.corpora.examples import Corpus
 from neuropolis.corpora.invented import invented
 from neuropolis.finetune import calibration
-from neuropolis.finetune.calibration import calibrate, deletion_advantage, variant_of
+from neuropolis.finetune.calibration import calibrate, variant_of
 from neuropolis.finetune.calibration_scores import (
     called_specific,
     counted,
+    deletion_advantage,
     measured,
     random_subject,
     scored,
