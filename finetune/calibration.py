@@ -15,6 +15,7 @@ from ..attribution.methods import METHODS as REGISTERED
 from ..corpora.examples import Corpus
 from ..corpora.invented import invented
 from ..neurons.atlas import library_versions
+from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .calibration_result import Calibration
 from .calibration_scores import Options, deletion_advantage, random_subject, scored
@@ -23,6 +24,8 @@ from .errors import TuneError
 from .plant_files import load_plant, save_plant
 from .planting import PlantRecipe
 from .plants import Plant, _check, plant
+from .quantised import QuantisedEntry
+from .slices import linear_parts, slice_entries
 from .training import Progress
 
 METHODS = ("taylor", "ig", "relp", "lape", "culnig", "coalition", "random")
@@ -210,8 +213,20 @@ def _check_asked(
             asked.subject, names, given["per_group"], given["site"], given.get("layout", "spread"),
             given.get("variant", "plain"),
         )  # fmt: skip
-    if ready is None:
-        trial = invented(asked.groups, facts=1)
+    sites = dict.fromkeys(asked.arguments(variant)["site"] for variant in variants) if ready is None else ()
+    trial = invented(asked.groups, facts=1).only(split="train") if ready is None else None
+    for site in sites:
+        _check_trainable(asked.subject, site)
         for name in methods:
-            if name not in ("exact", "random"):
-                scored(asked.subject, trial.only(split="train"), name, site=asked.site, options=options)
+            if name not in ("exact", "random") and trial is not None:
+                scored(asked.subject, trial, name, site=site, options=options)
+
+
+def _check_trainable(subject: Subject, site: str) -> None:
+    """Whether weights of the site can hold what is planted."""
+    one = NeuronSet.from_indices(subject, site=site, indices={0: [0]})
+    entries = slice_entries(linear_parts(subject, one, what="planting"))
+    if any(isinstance(entry, QuantisedEntry) for entry in entries):
+        raise TuneError(
+            f"{subject.name!r} is quantised, and site {site} cannot hold a plant in its weights; load it in float32 or bfloat16"
+        )

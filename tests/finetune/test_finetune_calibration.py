@@ -32,6 +32,7 @@ from neuropolis.finetune.planting import PlantRecipe
 from neuropolis.neurons.scores import Scores
 from neuropolis.neurons.subject import Subject
 from plant_makers import KEEP, make_plant
+from test_finetune_quantised import quantised
 from tiny_families import build, tiny_corpus
 
 
@@ -238,3 +239,11 @@ def test_exact_evaluates_every_neuron() -> None:
     some = attribute(subject, corpus, method="exact", split=None, options={"sample": 5})
     assert len(scores.origin["evaluated"]["0"]) == 24
     assert sum(map(len, some.origin["evaluated"].values())) == 5
+
+
+def test_a_quantised_subject_is_refused_before_anything_is_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "plant", lambda *_, **__: pytest.fail("it was planted"))
+    with pytest.raises(
+        TuneError, match="is quantised, and site mlp cannot hold a plant in its weights; load it in float32"
+    ):
+        calibrate(quantised("llama"), methods=["taylor"], per_group=4, checks=False)
