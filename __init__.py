@@ -107,6 +107,8 @@ if TYPE_CHECKING:
     from .figures.report import report as report
     from .figures.report import save_figures as save_figures
     from .finetune.algebra import stack_deltas as stack_deltas
+    from .finetune.calibration import calibrate as calibrate
+    from .finetune.calibration_result import Calibration as Calibration
     from .finetune.compare_translation import TranslationTable as TranslationTable
     from .finetune.compare_translation import compare_translation as compare_translation
     from .finetune.continual import continual as continual
@@ -119,6 +121,10 @@ if TYPE_CHECKING:
     from .finetune.landermt import landermt as landermt
     from .finetune.landermt_files import load_routed_delta as load_routed_delta
     from .finetune.location import Location as Location
+    from .finetune.plant_files import load_plant as load_plant
+    from .finetune.plant_files import save_plant as save_plant
+    from .finetune.plants import Plant as Plant
+    from .finetune.plants import plant as plant
     from .finetune.rates import search_rates as search_rates
     from .finetune.retention import Retention as Retention
     from .finetune.retention import compare_tuning as compare_tuning
@@ -148,6 +154,7 @@ _HOME = {
     "AgentPairs": "corpora.agent_pairs",
     "Alignment": "analysis.value_alignment",
     "AtlasError": "neurons.errors",
+    "Calibration": "finetune.calibration_result",
     "Cards": "analysis.cards",
     "Checkpoint": "attribution.resume",
     "CheckpointError": "attribution.resume",
@@ -175,6 +182,7 @@ _HOME = {
     "NeuronSet": "neurons.sets",
     "Overlap": "analysis.overlap",
     "PairNeurons": "attribution.language_pairs",
+    "Plant": "finetune.plants",
     "RankAgreement": "analysis.ranks",
     "Reading": "corpora.formats",
     "Redundancy": "analysis.redundancy",
@@ -202,6 +210,7 @@ _HOME = {
     "answer_correct": "analysis.choices",
     "as_lm": "analysis.harness",
     "attribute": "attribution.attribute",
+    "calibrate": "finetune.calibration",
     "check_corpus": "corpora.hygiene",
     "choice_losses": "analysis.choices",
     "choice_losses_off": "analysis.many_sets",
@@ -235,6 +244,7 @@ _HOME = {
     "load_delta": "finetune.delta_files",
     "load_distances": "analysis.tables",
     "load_model": "neurons.subject",
+    "load_plant": "finetune.plant_files",
     "load_routed_delta": "finetune.landermt_files",
     "mantel": "analysis.trees",
     "measured_gains": "analysis.transfer",
@@ -247,6 +257,7 @@ _HOME = {
     "parallel_corpus": "corpora.translations",
     "permutation": "attribution.permutation",
     "pick": "corpora.picking",
+    "plant": "finetune.plants",
     "prepared": "finetune.trainer",
     "preset": "attribution.presets",
     "proportion": "finetune.studies",
@@ -263,6 +274,7 @@ _HOME = {
     "representations": "analysis.representations",
     "save": "analysis.study",
     "save_figures": "figures.report",
+    "save_plant": "finetune.plant_files",
     "search_rates": "finetune.rates",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",

@@ -11,6 +11,7 @@ from typing import Any
 from ..attribution import importance as _importance  # noqa: F401  (its records are registered on import)
 from ..attribution.fidelity_result import Fidelity
 from ..attribution.stability import Stability
+from ..finetune.calibration_result import Calibration
 from ..finetune.compare_translation import TranslationTable
 from ..finetune.continual_result import Continual
 from ..finetune.retention import Retention
@@ -31,7 +32,7 @@ MADE_BY = {
     "scores": "neuropolis locate", "set": "neuropolis select", "effects": "neuropolis ablate",
     "overlap": "neuropolis compare", "similarity": "neuropolis compare", "retention": "neuropolis tune",
     "importance": "neuropolis locate --preset fuxitranyu",
-    "fidelity": "neuropolis fidelity", "stability": "neuropolis stability",
+    "fidelity": "neuropolis fidelity", "calibration": "neuropolis calibrate", "stability": "neuropolis stability",
     "layer_sweep": "neuropolis sweep", "dose_response": "neuropolis dose",
     "continual": "neuropolis continual", "sweep": "neuropolis proportion",
     "ranks": "neuropolis overlap", "tree": "neuropolis overlap", "mantel": "neuropolis overlap --distances FILE",
@@ -138,6 +139,11 @@ class Study:
     def fidelity(self) -> Fidelity:
         """How far methods' scores can be trusted."""
         return self.get("fidelity")
+
+    @property
+    def calibration(self) -> Calibration:
+        """How well methods find neurons whose role is known."""
+        return self.get("calibration")
 
     @property
     def stability(self) -> Stability:

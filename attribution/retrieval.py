@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..neurons.errors import SetError
@@ -56,3 +56,27 @@ def recall_at(scores: Float[Tensor, " neuron"], truth: Bool[Tensor, " neuron"], 
     surely, tied = scores > border, scores == border
     room = (count - int(surely.sum())) / int(tied.sum())
     return (int((truth & surely).sum()) + room * int((truth & tied).sum())) / int(truth.sum())
+
+
+def found_among(
+    scores: Float[Tensor, " neuron"], truth: Bool[Tensor, " neuron"], counts: Int[Tensor, " k"]
+) -> Float[Tensor, " k"]:
+    """How many true neurons stand among the `counts` highest scores, each between 1 and their number.
+
+    Over K, the number of true ones, it is recall at k; over k it is precision. Of neurons tied at the border an expected
+    share counts.
+    """
+    ordered, order = scores.double().sort(descending=True)
+    upto = torch.cat([torch.zeros(1, dtype=torch.float64), truth[order].double().cumsum(dim=0)])
+    border = -ordered[counts - 1]
+    above = torch.searchsorted(-ordered, border)
+    reached = torch.searchsorted(-ordered, border, right=True)
+    share = (counts - above) / (reached - above)
+    return upto[above] + share * (upto[reached] - upto[above])
+
+
+def chosen_share(scores: Float[Tensor, " neuron"], count: int) -> Float[Tensor, " neuron"]:
+    """1 for a neuron that is among the `count` highest scores, 0 for one that is not, for those tied at the border their chance."""
+    border = scores.topk(count).values[-1]
+    surely, tied = scores > border, scores == border
+    return surely.double() + tied.double() * (count - int(surely.sum())) / int(tied.sum())

@@ -12,6 +12,7 @@ import typer
 
 from . import (
     ablate,
+    calibrate,
     compare,
     continual,
     corpus,
@@ -43,8 +44,8 @@ app = typer.Typer(
     add_completion=False,
 )
 for verb in (
-    demo, locate, fidelity, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap, similarity,
-    represent, redundancy, neuron, report, info, corpus, culture_spa,
+    demo, locate, fidelity, calibrate, stability, select, ablate, curves, evaluate, tune, continual, sweeps, compare, overlap,
+    similarity, represent, redundancy, neuron, report, info, corpus, culture_spa,
 ):  # fmt: skip
     verb.add(app)
 

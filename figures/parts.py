@@ -96,6 +96,7 @@ KINDS: dict[str, Kind] = {
     "redundancy": Kind("Redundant neurons", "similarity_parts.redundancy", "{study} --data FILE.jsonl"),
     "importance": Kind("Importance of layers and components", "trust_parts.importance"),
     "fidelity": Kind("Fidelity of methods", "trust_parts.fidelity"),
+    "calibration": Kind("Calibration on planted neurons", "calibration_parts.calibration", "{model} --out {study}"),
     "stability": Kind("Stability of the selection", "trust_parts.stability"),
     "retention": Kind(
         "Tuning: learned and forgotten", "tuning_parts.retention",

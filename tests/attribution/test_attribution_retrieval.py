@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from neuropolis.attribution.retrieval import recall_at, retrieval
+from hypothesis import given
+from hypothesis import strategies as st
+from neuropolis.attribution.retrieval import chosen_share, found_among, recall_at, retrieval
 from neuropolis.neurons.errors import SetError
 
 
@@ -43,3 +45,30 @@ def test_shapes_and_scores_that_are_not_finite_are_refused() -> None:
         retrieval(torch.rand(1, 1, 5), truth)
     with pytest.raises(SetError, match="NaN or infinite"):
         retrieval(torch.full((1, 1, 4), torch.nan), truth)
+
+
+def test_found_among_the_first_by_hand() -> None:
+    scores, truth = torch.tensor([9.0, 7.0, 7.0, 1.0]), torch.tensor([False, True, False, True])
+    found = found_among(scores, truth, torch.tensor([1, 2, 3, 4]))
+    assert found.tolist() == [0.0, 0.5, 1.0, 2.0]
+
+
+def test_chosen_share_by_hand() -> None:
+    assert chosen_share(torch.tensor([9.0, 7.0, 7.0, 1.0]), 2).tolist() == [1.0, 0.5, 0.5, 0.0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30).filter(
+        lambda pairs: any(true for _, true in pairs)
+    )
+)
+def test_recall_at_k_and_found_among_agree(pairs: list[tuple[int, bool]]) -> None:
+    scores, truth = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    scores, truth = scores.double(), truth.bool()
+    counts = torch.arange(1, len(pairs) + 1)
+    found = found_among(scores, truth, counts) / truth.sum()
+    for place, count in enumerate(counts.tolist()):
+        assert float(found[place]) == pytest.approx(recall_at(scores, truth, count))
+        shares = chosen_share(scores, count)
+        assert float(shares.sum()) == pytest.approx(count)
+        assert float(shares[truth].sum() / truth.sum()) == pytest.approx(float(found[place]))

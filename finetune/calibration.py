@@ -1,0 +1,232 @@
+"""`calibrate`: plant neurons whose role is known in a subject, and see which methods and selections find them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..attribution.methods import METHODS as REGISTERED
+from ..corpora.examples import Corpus
+from ..corpora.invented import invented
+from ..neurons.atlas import library_versions
+from ..neurons.sets import NeuronSet
+from ..neurons.subject import Subject
+from .calibration_result import Calibration
+from .calibration_scores import Options, deletion_advantage, random_subject, scored
+from .calibration_table import SCORING, Bar, Table
+from .errors import TuneError
+from .plant_files import load_plant, save_plant
+from .planting import PlantRecipe
+from .plants import Plant, _check, plant
+from .quantised import QuantisedEntry
+from .slices import linear_parts, slice_entries
+from .training import Progress
+
+METHODS = ("taylor", "ig", "relp", "lape", "culnig", "coalition", "random")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "shared": {"variant": "shared"}, "redundant": {"variant": "redundant"}, "suppressor": {"variant": "suppressor"},
+    "layer": {"layout": "layer"}, "strong": {"layout": "strong"}, "weak": {"layout": "weak"},
+    "attn": {"site": "attn"}, "few": {"facts": 4},
+}  # fmt: skip
+POINTS = 40  # of the curves over k
+
+
+def calibrate(
+    subject: Subject,
+    *,
+    methods: Sequence[str] = METHODS,
+    groups: int = 4,
+    per_group: int = 64,
+    facts: int = 8,
+    seeds: int | Sequence[int] = 3,
+    variants: Sequence[str] = ("plain",),
+    site: str = "mlp",
+    keep: Corpus | None = None,
+    recipe: PlantRecipe | None = None,
+    options: Options | None = None,
+    plants: Iterable[Plant] | None = None,
+    folder: str | Path | None = None,
+    checks: bool = True,
+    draws: int = 200,
+    deletion: Corpus | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Plant invented facts into neurons of their own, and measure how well methods find these neurons.
+
+    For each of `seeds` and `variants` (see `VARIANTS`; `plain` spreads `per_group` neurons a group over all layers) a plant is
+    made and proved; one that does not stand its proof is told and not scored. Methods see the planted subject and the facts'
+    training rows, nothing else. Any registered method can be named. Each is ranked in all ways that `select` can
+    (`attribution.rankings`). `options` are further arguments by method: {"ig": {"steps": 32}}.
+
+    `plants` takes ready plants instead, such as `load_plant` gives, so that a benchmark can be shared. `folder` is where plants are
+    kept, one folder each: those that stand there are taken, others are made and saved. `recipe` and `keep` are `plant`'s.
+
+    `checks` measures false positives on the plants of the first variant: the share of neurons that `permutation` (`draws`
+    relabellings) calls specific at the 5 % level with group labels shuffled among items, and on a subject of the same
+    configuration with random weights. `deletion` is a corpus of natural groups: then the methods' deletion curves on it are
+    measured in the untouched subject, to see whether both agree on which method is better.
+
+    `progress(done, total)` counts steps of planting; whatever else is done with a plant counts as some.
+
+    Raises TuneError, ValueError or SiteError, before anything is planted, for unknown methods and variants, for more groups times
+    neurons than there are, and for a method that cannot score this subject.
+    """
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    recipe = recipe or PlantRecipe()
+    asked = _Asked(subject, groups, per_group, facts, site, keep, recipe, None if folder is None else Path(folder))
+    ready = None if plants is None else {(variant_of(one), int(one.delta.origin.get("seed", 0))): one for one in plants}
+    if ready is not None:
+        variants, numbers = tuple(dict.fromkeys(v for v, _ in ready)), tuple(dict.fromkeys(s for _, s in ready))
+    _check_asked(asked, methods, variants, numbers, options or {}, ready)
+    blank = random_subject(subject, seed=0) if checks else None
+    place = subject.site(site)
+    counts = _grid(place.num_layers * place.width)
+    table = Table(methods, variants, numbers, place.num_layers, groups if ready is None else _groups_of(ready), counts)
+    advantage = torch.full((len(methods),), torch.nan, dtype=torch.float64)
+    if deletion is not None:
+        advantage = deletion_advantage(subject, deletion, methods, site=site, options=options or {})
+    bar = Bar(progress, [recipe.steps + SCORING * len(methods) * (3 if checks and v == 0 else 1)
+                          for v in range(len(variants)) for _ in numbers])  # fmt: skip
+    for v, s, made in _plants(asked, variants, numbers, ready, bar):
+        table.note(v, s, made)
+        bar.to(recipe.steps)
+        if made.proof.holds:
+            table.score(v, s, made, options or {}, bar)
+            if blank is not None and v == 0:
+                table.check(s, made, blank, options or {}, draws, bar)
+        bar.next()
+    origin = {
+        "groups": groups, "per_group": per_group, "facts": facts, "recipe": asdict(recipe), "draws": draws,
+        "options": {name: dict(given) for name, given in (options or {}).items()}, "ready": ready is not None,
+        "natural": None if deletion is None else deletion.name, "checks": checks, "versions": library_versions(),
+    }  # fmt: skip
+    return table.result(subject, site, advantage, origin)
+
+
+def variant_of(made: Plant) -> str:
+    """The name in `VARIANTS` of what a plant is; several of them joined with + where it is several."""
+    origin, site = made.delta.origin, next(iter(made.truth.values())).site
+    parts = [str(origin.get("variant", "plain")), str(origin.get("layout", "spread")), site]
+    told = [one for one, plain in zip(parts, ("plain", "spread", "mlp"), strict=True) if one != plain]
+    if len(made.facts.only(split="train")) <= 2 * VARIANTS["few"]["facts"] * len(made.groups):
+        told.append("few")
+    return "+".join(told) or "plain"
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is to be planted."""
+
+    subject: Subject
+    groups: int
+    per_group: int
+    facts: int
+    site: str
+    keep: Corpus | None
+    recipe: PlantRecipe
+    folder: Path | None
+
+    def arguments(self, variant: str) -> dict[str, Any]:
+        """What `plant` is given for a variant."""
+        given = {"per_group": self.per_group, "facts": self.facts, "site": self.site} | VARIANTS[variant]
+        return {"groups": self.groups, "keep": self.keep, **given}
+
+    def plant(self, variant: str, seed: int, progress: Progress | None) -> Plant:
+        """The plant of this variant and seed: from the folder, else made (and kept there)."""
+        arguments = self.arguments(variant)
+        place = None if self.folder is None else self.folder / f"{variant}-{seed}"
+        if place is not None and place.exists():
+            made = load_plant(self.subject, place)
+            sizes = {len(one) for one in made.truth.values()}
+            if len(made.groups) != self.groups or sizes != {self.per_group}:
+                raise TuneError(
+                    f"{place} holds a plant of {len(made.groups)} groups of {', '.join(map(str, sorted(sizes)))} neurons; "
+                    f"asked are {self.groups} groups of {self.per_group}: give another folder, or these numbers"
+                )
+            return made
+        recipe = replace(self.recipe, seed=seed)
+        made = plant(self.subject, **arguments, recipe=recipe, seed=seed, progress=progress)
+        if place is not None:
+            save_plant(made, place)
+        return made
+
+
+def _plants(
+    asked: _Asked, variants: Sequence[str], seeds: Sequence[int], ready: Mapping[tuple[str, int], Plant] | None, bar: Bar
+) -> Iterator[tuple[int, int, Plant]]:  # fmt: skip
+    """Every plant with the numbers of its variant and seed, one at a time: each is as large as the subject."""
+    if asked.folder is not None:
+        asked.folder.mkdir(exist_ok=True)
+    for v, variant in enumerate(variants):
+        for s, seed in enumerate(seeds):
+            if ready is not None:
+                if (variant, seed) in ready:
+                    yield v, s, ready[variant, seed]
+                continue
+            yield v, s, asked.plant(variant, seed, bar.to)
+
+
+def _grid(neurons: int) -> Int[Tensor, " k"]:
+    """Whole numbers from 1 to the number of neurons, evenly on a log scale."""
+    return (
+        torch.logspace(0, torch.tensor(float(neurons)).log10().item(), POINTS, dtype=torch.float64)
+        .round()
+        .long()
+        .unique()
+    )
+
+
+def _groups_of(ready: Mapping[tuple[str, int], Plant]) -> int:
+    return max(len(one.groups) for one in ready.values())
+
+
+def _check_asked(
+    asked: _Asked, methods: Sequence[str], variants: Sequence[str], seeds: Sequence[int], options: Options,
+    ready: Mapping[tuple[str, int], Plant] | None,
+) -> None:  # fmt: skip
+    """Whatever can be known to be wrong before anything is planted."""
+    if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
+        raise TuneError(f"methods is {methods!r}; expected the names of one method or more, each once")
+    for name in (*methods, *options):
+        if name not in REGISTERED:
+            raise TuneError(f"unknown method {name!r}; methods are {', '.join(sorted(REGISTERED))}")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise TuneError(f"seeds is {list(seeds)}; expected one or more, each once")
+    if ready is not None:
+        for one in ready.values():
+            one.delta.check(asked.subject)
+    elif isinstance(variants, str) or not variants or len(set(variants)) < len(variants):
+        raise TuneError(f"variants is {variants!r}; expected one or more of {', '.join(VARIANTS)}, each once")
+    for variant in variants if ready is None else ():
+        if variant not in VARIANTS:
+            raise TuneError(f"unknown variant {variant!r}; variants are {', '.join(VARIANTS)}")
+        given = asked.arguments(variant)
+        names = [str(number) for number in range(asked.groups)]
+        _check(
+            asked.subject, names, given["per_group"], given["site"], given.get("layout", "spread"),
+            given.get("variant", "plain"),
+        )  # fmt: skip
+    sites = dict.fromkeys(asked.arguments(variant)["site"] for variant in variants) if ready is None else ()
+    trial = invented(asked.groups, facts=1).only(split="train") if ready is None else None
+    for site in sites:
+        _check_trainable(asked.subject, site)
+        for name in methods:
+            if name not in ("exact", "random") and trial is not None:
+                scored(asked.subject, trial, name, site=site, options=options)
+
+
+def _check_trainable(subject: Subject, site: str) -> None:
+    """Whether weights of the site can hold what is planted."""
+    one = NeuronSet.from_indices(subject, site=site, indices={0: [0]})
+    entries = slice_entries(linear_parts(subject, one, what="planting"))
+    if any(isinstance(entry, QuantisedEntry) for entry in entries):
+        raise TuneError(
+            f"{subject.name!r} is quantised, and site {site} cannot hold a plant in its weights; load it in float32 or bfloat16"
+        )
