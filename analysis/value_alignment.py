@@ -76,8 +76,8 @@ def alignment(
     """The alignment of answers with a survey's majorities, for every culture in `answers`.
 
     `answers` [culture][question id] is an option's number or the text that a model said, whose first whole number counts.
-    CultureSPA's score (METHODS.md 3.4, their result_analysis_run_3.py), with answer r_q, the majority's option g_q and n_q
-    options, over the questions that have both:
+    CultureSPA's score (Xu et al. 2024, arXiv 2410.12971; their result_analysis_run_3.py), with answer r_q, the majority's
+    option g_q and n_q options, over the questions that have both:
 
         S(c) = 100 (1 - sqrt(sum_q (r_q - g_q)^2) / sqrt(sum_q (n_q - 1)^2))
 

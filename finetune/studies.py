@@ -51,7 +51,7 @@ def proportion(
 ) -> Sweep:
     """Tune the top share of neurons of some groups together, and test on them and on groups that were not trained on.
 
-    Leng & Xiong, section 3.2 (METHODS 1.6): in-domain accuracy is specialisation, out-of-domain generalisation. With
+    Leng & Xiong, section 3.2: in-domain accuracy is specialisation, out-of-domain generalisation. With
     `sets="union"`, as in the paper (Eq 13), the set of a share is the union of the training groups' sets, each that
     group's top share, so that it is larger than the share; `sizes` says how large. With "mean" it is the top share by the
     mean of the groups' scores. Scores are those of the untouched subject; a share of 1 is every neuron of the site (and
@@ -98,7 +98,7 @@ def overlap_ablation(
 ) -> Sweep:
     """Tune sets of one size of which more and more belongs to the tested groups' set.
 
-    Leng & Xiong's ablation (METHODS 1.8): a set of n neurons is a share `overlap` of n drawn at random from the tested
+    Leng & Xiong's ablation of the overlap: a set of n neurons is a share `overlap` of n drawn at random from the tested
     groups' n top neurons and the rest drawn from all others; the seed draws. The setting "natural" is the training
     groups' own set. The set of several groups is the top share by the mean of their scores, since a union of their sets
     would have another size. What is trained on is the training groups, whatever the set. Raises as `proportion` does,

@@ -36,7 +36,7 @@ def answer_questions(
     tell: Tell = silent,
     progress: Progress | None = None,
 ) -> Path:
-    """Put every question to a person of no culture (once) and of each culture, in these ways (METHODS.md 3.3, steps 3 and P2).
+    """Put every question to a person of no culture (once) and of each culture, in these ways (Xu et al. 2024).
 
     Each reply becomes a row of `out`: what was `said`, and under `answer` its first whole number from 0 to 15. Where there
     is none the row says so under `failed`, and so it does where nothing was said. A run that was stopped goes on where it

@@ -50,7 +50,7 @@ def generate_questions(
     tell: Tell = silent,
     progress: Progress | None = None,
 ) -> Path:
-    """Write at least `per_topic` new questions on every topic of a survey, after examples from it (METHODS.md 3.3, step 1).
+    """Write at least `per_topic` new questions on every topic of a survey, after examples from it.
 
     A prompt shows five questions of the topic in shuffled order, up to two of them from those that were written in earlier
     batches, and asks for one more as JSON. Each reply becomes a row of `out`: a question, or why it is none (`failed`) and
@@ -99,7 +99,7 @@ def generate_questions(
 def filter_questions(survey: Survey, source: str | Path, out: str | Path) -> Counter[str]:
     """Keep the generated questions that can be put to people; how many were kept or dropped, by reason.
 
-    Dropped are questions that the survey or an earlier row has (METHODS.md 3.3, step 2; the comparison ignores case, blanks
+    Dropped are questions that the survey or an earlier row has (the authors' notebook; the comparison ignores case, blanks
     and the last mark), and what `mended` refuses. A dropped row stays in the file, with its reason under `failed`.
     """
     seen = {normal(question.text) for question in survey.questions}

@@ -73,7 +73,7 @@ def tune_cultures(
 
     `way` trains LoRA adapters on every projection (with PEFT, of this `rank`), all parameters, or the neurons of `sets`:
     a culture's own, and their union for the joint model. The authors' recipe is one epoch of LoRA at 1e-4, cosine with a
-    warm-up of 0.1, 128 rows a step (METHODS.md 3.3, step 5); the rates of the others are ours. Answers are learned with the
+    warm-up of 0.1, 128 rows a step; the rates of the others are ours. Answers are learned with the
     end-of-text token behind them. Parts that are in `out` already are kept, so that a stopped run goes on with the next;
     `tell(part, numbers trained)` is called after each.
 

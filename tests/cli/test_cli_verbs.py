@@ -69,7 +69,7 @@ def test_several_methods_are_located_together_and_chosen_by_name(run: Run, folde
     )
     assert len(load("study.h5").sets["north"]) == 3 * 48
     message = run("select", "study.h5", "--contrast", "nine", fails=True)
-    assert message == "error: unknown contrast 'nine'; contrasts are others, controls, z, none"
+    assert message == "error: unknown contrast 'nine'; contrasts are others, ratio, controls, z, none"
     run("locate", "model", "--data", "my.jsonl", "--out", "sites.h5", "--site", "v,mlp")
     assert load("sites.h5").names("scores") == ("taylor/v", "taylor/mlp")
     assert "several scores of method 'taylor'" in run("select", "sites.h5", "--method", "taylor", fails=True)

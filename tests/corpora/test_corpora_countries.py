@@ -195,7 +195,7 @@ def test_forks_own_files() -> None:
 
 @pytest.mark.skipif(not (SHARED / "countryrc").is_dir(), reason="the benchmark's files are not here")
 def test_countryrcs_own_file() -> None:
-    """Fifty passages, twenty with a second country, four wordings, sixteen countries (METHODS.md 8.4)."""
+    """Fifty passages, twenty with a second country, four wordings, sixteen countries."""
     reading = npl.read_format(SHARED / "countryrc", "countryrc")
     assert (reading.rows, len(reading.corpus), set(reading.corpus.counts.values())) == (50, 3200, {200})
     assert Counter(e.tags["half"] for e in reading.corpus) == {"neur": 1600, "test": 1600}

@@ -100,7 +100,7 @@ def test_a_file_of_another_name_and_half_a_line_are_told(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the benchmark's files are not here")
 def test_the_files_themselves() -> None:
-    """METHODS.md 4 gives the sizes of the variants; the files here are twelve of the sixteen, and the validation files."""
+    """The paper gives the sizes of the variants; the files here are twelve of the sixteen, and the validation files."""
     reading = npl.read_format(REAL, "cmoraleval", narrator="standby", polarity="moral")
     assert reading.rows == 3441 + 300 + 3541 + 315 + 4 * 5
     assert sum(reading.reasons.values()) + len(reading.corpus) == reading.rows

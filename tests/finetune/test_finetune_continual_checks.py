@@ -103,7 +103,7 @@ def test_good_options_pass() -> None:
 
 
 def test_contrasts_are_checked_before_training(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TuneError, match="unknown contrast 'foo' of a location; expected None, others, z"):
+    with pytest.raises(TuneError, match="unknown contrast 'foo' of a location; expected None, others, ratio, z"):
         Location(contrast="foo")
     with pytest.raises(TuneError, match="unknown scope 'model' of a location; expected global, layer"):
         Location(scope="model")
