@@ -105,8 +105,8 @@ def _drawn(rows: Sequence[dict[str, Any]], size: tuple[float, float], title: str
         axes.set_title(title)
         yield axes
         handles, names = axes.get_legend_handles_labels()
-        if axes.get_legend() is not None:
-            axes.get_legend().remove()
+        if (legend := axes.get_legend()) is not None:
+            legend.remove()
         figure.legend(handles, names, loc="outside right upper", frameon=False)
 
 

@@ -23,7 +23,7 @@ from .calibration_table import SCORING, Bar, Table
 from .errors import TuneError
 from .plant_files import load_plant, save_plant
 from .planting import PlantRecipe
-from .plants import Plant, _check, plant
+from .plants import Plant, check_room, plant
 from .quantised import QuantisedEntry
 from .slices import linear_parts, slice_entries
 from .training import Progress
@@ -209,7 +209,7 @@ def _check_asked(
             raise TuneError(f"unknown variant {variant!r}; variants are {', '.join(VARIANTS)}")
         given = asked.arguments(variant)
         names = [str(number) for number in range(asked.groups)]
-        _check(
+        check_room(
             asked.subject, names, given["per_group"], given["site"], given.get("layout", "spread"),
             given.get("variant", "plain"),
         )  # fmt: skip

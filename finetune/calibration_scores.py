@@ -93,10 +93,8 @@ def scored(
     if method == "exact":
         place = subject.site(site)
         given = {"sample": place.num_layers * place.width} | given
-    return attribute(
-        subject, corpus, method=method, site=site, objective=known.objective or "loss", controls=twins,  # pyright: ignore[reportArgumentType]
-        split=None, keep_rows=keep_rows, options=given, min_examples=1,
-    )  # fmt: skip
+    how: dict[str, Any] = {"objective": known.objective or "loss", "controls": twins, "keep_rows": keep_rows}
+    return attribute(subject, corpus, method=method, site=site, split=None, options=given, min_examples=1, **how)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def plant(
     """
     recipe = recipe or PlantRecipe(seed=seed)
     names = invented(groups, facts=facts, seed=seed).groups
-    _check(subject, names, per_group, site, layout, variant)
+    check_room(subject, names, per_group, site, layout, variant)
     keep = _other_text() if keep is None else keep
     texts, held_out = _parts(keep)
     corpus = invented(
@@ -109,7 +109,7 @@ def plant(
     return Plant(planted, corpus, truth, moved, beds.ways, delta, prove(beds, evidence, silence=quiet))
 
 
-def _check(subject: Subject, groups: Sequence[str], per_group: int, site: str, layout: str, variant: str) -> None:
+def check_room(subject: Subject, groups: Sequence[str], per_group: int, site: str, layout: str, variant: str) -> None:
     for name, given, known in (("layout", layout, get_args(Layout)), ("variant", variant, get_args(Variant))):
         if given not in known:
             raise TuneError(f"unknown {name} {given!r}; {name}s are {', '.join(known)}")
