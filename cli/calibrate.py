@@ -70,7 +70,7 @@ def calibrate(
         found = measure(
             subject, methods=_listed(methods), groups=groups, per_group=per_group, facts=facts, seeds=seeds,
             variants=tuple(VARIANTS) if variants == "all" else _listed(variants), site=site, keep=natural,
-            recipe=PlantRecipe() if steps is None else PlantRecipe(steps=steps), folder=plants, checks=false_positives,
+            recipe=None if steps is None else PlantRecipe(steps=steps), folder=plants, checks=false_positives,
             deletion=natural if deletion else None, progress=bar,
         )  # fmt: skip
     by_leader(lambda: save(out, found, subject=subject))

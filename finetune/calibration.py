@@ -23,7 +23,7 @@ from .calibration_table import SCORING, Bar, Table
 from .errors import TuneError
 from .plant_files import load_plant, save_plant
 from .planting import PlantRecipe
-from .plants import Plant, check_room, plant
+from .plants import RECIPES, Plant, check_room, plant
 from .quantised import QuantisedEntry
 from .slices import linear_parts, slice_entries
 from .training import Progress
@@ -79,7 +79,6 @@ def calibrate(
     neurons than there are, and for a method that cannot score this subject.
     """
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    recipe = recipe or PlantRecipe()
     asked = _Asked(subject, groups, per_group, facts, site, keep, recipe, None if folder is None else Path(folder))
     ready = None if plants is None else {(variant_of(one), int(one.delta.origin.get("seed", 0))): one for one in plants}
     if ready is not None:
@@ -92,18 +91,18 @@ def calibrate(
     advantage = torch.full((len(methods),), torch.nan, dtype=torch.float64)
     if deletion is not None:
         advantage = deletion_advantage(subject, deletion, methods, site=site, options=options or {})
-    bar = Bar(progress, [recipe.steps + SCORING * len(methods) * (3 if checks and v == 0 else 1)
-                          for v in range(len(variants)) for _ in numbers])  # fmt: skip
+    bar = Bar(progress, [asked.trained(variant).steps + SCORING * len(methods) * (3 if checks and v == 0 else 1)
+                          for v, variant in enumerate(variants) for _ in numbers])  # fmt: skip
     for v, s, made in _plants(asked, variants, numbers, ready, bar):
         table.note(v, s, made)
-        bar.to(recipe.steps)
+        bar.to(asked.trained(variants[v]).steps)
         if made.proof.holds:
             table.score(v, s, made, options or {}, bar)
             if blank is not None and v == 0:
                 table.check(s, made, blank, options or {}, draws, bar)
         bar.next()
     origin = {
-        "groups": groups, "per_group": per_group, "facts": facts, "recipe": asdict(recipe), "draws": draws,
+        "groups": groups, "per_group": per_group, "facts": facts, "recipe": None if recipe is None else asdict(recipe), "draws": draws,
         "options": {name: dict(given) for name, given in (options or {}).items()}, "ready": ready is not None,
         "natural": None if deletion is None else deletion.name, "checks": checks, "versions": library_versions(),
     }  # fmt: skip
@@ -130,13 +129,17 @@ class _Asked:
     facts: int
     site: str
     keep: Corpus | None
-    recipe: PlantRecipe
+    recipe: PlantRecipe | None
     folder: Path | None
 
     def arguments(self, variant: str) -> dict[str, Any]:
         """What `plant` is given for a variant."""
         given = {"per_group": self.per_group, "facts": self.facts, "site": self.site} | VARIANTS[variant]
         return {"groups": self.groups, "keep": self.keep, **given}
+
+    def trained(self, variant: str) -> PlantRecipe:
+        """How this variant is planted."""
+        return self.recipe or RECIPES[VARIANTS.get(variant, {}).get("variant", "plain")]
 
     def plant(self, variant: str, seed: int, progress: Progress | None) -> Plant:
         """The plant of this variant and seed: from the folder, else made (and kept there)."""
@@ -151,7 +154,7 @@ class _Asked:
                     f"asked are {self.groups} groups of {self.per_group}: give another folder, or these numbers"
                 )
             return made
-        recipe = replace(self.recipe, seed=seed)
+        recipe = replace(self.trained(variant), seed=seed)
         made = plant(self.subject, **arguments, recipe=recipe, seed=seed, progress=progress)
         if place is not None:
             save_plant(made, place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +26,12 @@ from .training import Progress
 
 Layout = Literal["spread", "layer", "strong", "weak"]
 Variant = Literal["plain", "shared", "redundant", "suppressor"]
+RECIPES: Mapping[str, PlantRecipe] = {
+    "plain": PlantRecipe(),
+    "shared": PlantRecipe(steps=1000, drop=0.05, layers=0.1, noise=0.05),
+    "redundant": PlantRecipe(steps=700),
+    "suppressor": PlantRecipe(steps=700),
+}  # by variant: what is harder to plant takes longer
 HELD_OUT = 5  # every fifth other text is kept for the proof
 CHECK_EVERY = 50
 
@@ -74,13 +80,13 @@ def plant(
     `redundant` two halves that each carry the facts alone, `suppressor` a quarter that must fall silent.
 
     `keep` is other text on which the subject is to stay as it is, by default the bundled corpus; a fifth of it is held out
-    to prove that. `seed` draws the facts, the neurons and the training's batches.
+    to prove that. `recipe` is by default the variant's in `RECIPES`. `seed` draws the facts, the neurons and the training's batches.
 
     Raises TuneError for arguments out of range, and when there are more groups times neurons than the subject has; SiteError
     where a slice cannot be trained (a quantised or offloaded subject). A plant that does not stand its proof is returned
     with `proof.failures`.
     """
-    recipe = recipe or PlantRecipe(seed=seed)
+    recipe = recipe or replace(RECIPES.get(variant, PlantRecipe()), seed=seed)
     names = invented(groups, facts=facts, seed=seed).groups
     check_room(subject, names, per_group, site, layout, variant)
     keep = _other_text() if keep is None else keep
