@@ -102,7 +102,8 @@ def calibrate(
                 table.check(s, made, blank, options or {}, draws, bar)
         bar.next()
     origin = {
-        "groups": groups, "per_group": per_group, "facts": facts, "recipe": None if recipe is None else asdict(recipe), "draws": draws,
+        "groups": groups, "per_group": per_group, "facts": facts, "draws": draws,
+        "recipe": None if recipe is None else asdict(recipe),
         "options": {name: dict(given) for name, given in (options or {}).items()}, "ready": ready is not None,
         "natural": None if deletion is None else deletion.name, "checks": checks, "versions": library_versions(),
     }  # fmt: skip

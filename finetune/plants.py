@@ -80,7 +80,7 @@ def plant(
     `redundant` two halves that each carry the facts alone, `suppressor` a quarter that must fall silent.
 
     `keep` is other text on which the subject is to stay as it is, by default the bundled corpus; a fifth of it is held out
-    to prove that. `recipe` is by default the variant's in `RECIPES`. `seed` draws the facts, the neurons and the training's batches.
+    to prove that. `recipe` is by default the variant's in `RECIPES`. `seed` draws facts, neurons and training's batches.
 
     Raises TuneError for arguments out of range, and when there are more groups times neurons than the subject has; SiteError
     where a slice cannot be trained (a quantised or offloaded subject). A plant that does not stand its proof is returned
