@@ -148,11 +148,13 @@ class _Asked:
         place = None if self.folder is None else self.folder / f"{variant}-{seed}"
         if place is not None and place.exists():
             made = load_plant(self.subject, place)
-            sizes = {len(one) for one in made.truth.values()}
-            if len(made.groups) != self.groups or sizes != {self.per_group}:
+            asked = {"per_group": arguments["per_group"], "facts": arguments["facts"]}
+            there = {name: made.delta.origin.get(name) for name in asked}
+            if len(made.groups) != self.groups or there != asked:
                 raise TuneError(
-                    f"{place} holds a plant of {len(made.groups)} groups of {', '.join(map(str, sorted(sizes)))} neurons; "
-                    f"asked are {self.groups} groups of {self.per_group}: give another folder, or these numbers"
+                    f"{place} holds a plant of {len(made.groups)} groups of {there['per_group']} neurons and "
+                    f"{there['facts']} facts; asked are {self.groups} of {asked['per_group']} and {asked['facts']}: "
+                    "give another folder, or these numbers"
                 )
             return made
         recipe = replace(self.trained(variant), seed=seed)

@@ -21,6 +21,7 @@ from .beds import Beds
 from .delta import Delta
 from .errors import TuneError
 from .plant_proof import Evidence, Proof, mean_activity, prove
+from .plant_trimming import trim
 from .planting import PlantRecipe, material, plant_facts, whole_texts
 from .training import Progress
 
@@ -75,8 +76,9 @@ def plant(
     """Plant invented facts of several groups into neurons of their own, and prove that they are there.
 
     Every group gets `per_group` neurons of `site` and `facts` questions, asked in two wordings, that the other groups answer
-    otherwise. `layout` says where: `spread` evenly over the layers, in the middle `layer`, at random among the `strong` or the
-    `weak` quarter (mean activation times outgoing norm). `variant`: `shared` gives all groups half of their neurons in common,
+    otherwise; neurons that turn out to carry nothing are put back and are no part of the truth (see `trim`). `layout` says
+    where: `spread` evenly over the layers, in the middle `layer`, at random among the `strong` or the `weak` quarter (mean
+    activation times outgoing norm). `variant`: `shared` gives all groups half of their neurons in common,
     `redundant` two halves that each carry the facts alone, `suppressor` a quarter that must fall silent.
 
     `keep` is other text on which the subject is to stay as it is, by default the bundled corpus; a fifth of it is held out
@@ -107,7 +109,10 @@ def plant(
     history = plant_facts(
         beds, given, recipe, progress=progress, sound=lambda: prove(beds, evidence).holds, check_every=CHECK_EVERY
     )
-    delta = beds.delta(_origin(corpus, keep, recipe, layout, variant, seed), history)
+    if prove(beds, evidence).holds:
+        sets = trim(beds, sets, given.facts, given.groups)
+    asked = {"per_group": per_group, "facts": facts, "site": site, "layout": layout, "variant": variant, "seed": seed}
+    delta = beds.delta(_origin(corpus, keep, recipe, asked), history)
     planted = delta.merge(subject)
     quiet = _silence(subject, planted, sets, silent, taught)
     moved = {name: _on(planted, one) for name, one in sets.items()}
@@ -273,9 +278,8 @@ def _joined(sets: Sequence[NeuronSet], group: str) -> NeuronSet:
     return NeuronSet(first.site, first.subject, first.mask, {"made": "plant", "group": group})
 
 
-def _origin(facts: Corpus, keep: Corpus, recipe: PlantRecipe, layout: str, variant: str, seed: int) -> dict[str, Any]:
+def _origin(facts: Corpus, keep: Corpus, recipe: PlantRecipe, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "made": "plant", "corpus": facts.name, "corpus_hash": facts.hash, "groups": list(facts.groups),
-        "keep": keep.name, "keep_hash": keep.hash, "recipe": asdict(recipe), "layout": layout, "variant": variant, "seed": seed,
-        "versions": library_versions(),
+        "keep": keep.name, "keep_hash": keep.hash, "recipe": asdict(recipe), **asked, "versions": library_versions(),
     }  # fmt: skip

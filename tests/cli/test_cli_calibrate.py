@@ -17,7 +17,7 @@ from neuropolis.finetune.plants import plant
 from neuropolis.neurons.subject import load_model
 
 Run = Callable[..., str]
-SMALL = ("--groups", "3", "--per-group", "4", "--seeds", "1", "--out", "c.h5", "--data", "my.jsonl")
+SMALL = ("--groups", "3", "--per-group", "4", "--facts", "4", "--seeds", "1", "--out", "c.h5", "--data", "my.jsonl")
 
 
 def keep(folder: Path, corpus: Corpus, *, holds: bool) -> None:

@@ -181,7 +181,9 @@ def test_the_folder_keeps_plants_and_gives_them_back(tmp_path: Path, monkeypatch
     monkeypatch.setattr(calibration, "plant", lambda *_, **__: pytest.fail("it was planted again"))
     again = calibrate(subject, seeds=2, **common)
     assert [one["planted"] for one in again.plants] == [one["planted"] for one in first.plants]
-    with pytest.raises(TuneError, match=r"plain-0 holds a plant of 3 groups of 4 neurons; asked are 2 groups of 4"):
+    with pytest.raises(
+        TuneError, match=r"plain-0 holds a plant of 3 groups of 4 neurons and 4 facts; asked are 2 of 4 and 4"
+    ):
         calibrate(subject, seeds=1, **{**common, "groups": 2})
     save_plant(make_plant(subject, groups=2), tmp_path / "plants" / "plain-0")
     with pytest.raises(TuneError, match="holds a plant of 2 groups"):
