@@ -14,6 +14,7 @@ from torch import Tensor
 from .style import PAPER, text_inches
 
 FULL, SHORT, BARE = "full", "short", "bare"
+_EQUAL_CONTRAST = 0.22  # the luminance on which white and the dark ink have the same contrast (WCAG 2.1)
 _LARGEST_VECTOR_MESH = 2500  # above it the cells become one embedded picture, or a page weighs megabytes
 
 
@@ -89,7 +90,7 @@ def _write(
     for row, column in zip(*np.nonzero((notes != "") & np.isfinite(values)), strict=True):
         channels = np.array(colours(float(np.clip((values[row, column] - limits[0]) / span, 0, 1)))[:3])
         linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-        light = float(linear @ [0.2126, 0.7152, 0.0722]) > 0.408  # as seaborn's heat map does
+        light = float(linear @ [0.2126, 0.7152, 0.0722]) > _EQUAL_CONTRAST
         axes.text(
             column + 0.5, row + 0.5, notes[row, column], ha="center", va="center", size=points, linespacing=1.15,  # pyright: ignore[reportArgumentType]
             color=".15" if light else "w",

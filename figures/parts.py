@@ -77,7 +77,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "set": Kind("Sets of neurons", "analysis_parts.sets", "{study} --top 1%", expected=True, together=True),
     "effects": Kind(
-        "Effects of silencing", "analysis_parts.effects", "{model} --data FILE.jsonl --study {study} --controls 20",
+        "Effects of silencing", "ablation_parts.effects", "{model} --data FILE.jsonl --study {study} --controls 20",
         expected=True,
     ),
     "layer_sweep": Kind("Effects layer by layer", "effects_parts.curve", "{model} --data FILE.jsonl --study {study}"),

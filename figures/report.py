@@ -56,6 +56,10 @@ def save_figures(
         folder.mkdir(parents=True, exist_ok=True)
         written += [save_figure(figure, folder / f"{name}{suffix}") for suffix in formats]
     if not written:
+        if only:
+            raise FigureError(
+                f"{', '.join(only)} of this study have no figure; the report page has what they say in words"
+            )
         raise FigureError("the study holds nothing that has a figure; find neurons first: neuropolis locate, select")
     return written
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from figure_makers import SUBJECT, make_effects, make_scores, make_study
+from figure_makers import SUBJECT, make_scores, make_study
 from matplotlib.figure import Figure
 from neuropolis.analysis.agreement import agreement
 from neuropolis.analysis.study import MADE_BY, Study, load, save
@@ -182,22 +182,3 @@ def test_agreement_needs_one_shape_and_a_group_in_common(tmp_path: Path) -> None
     short = load(save(tmp_path / "c.h5", dataclasses.replace(scores, **half)))
     with pytest.raises(SetError, match="one site and shape"):
         agreement(first, ["taylor"], second=short, others=["scores"])
-
-
-def test_effects_by_another_metric_are_in_its_unit() -> None:
-    from dataclasses import replace
-
-    from neuropolis.figures.parts import part_of
-
-    plain = make_effects(("japan", "kenya"))
-    loss = replace(
-        plain, metric="loss", base=plain.base.float(), ablated=3 * plain.ablated.float(), controls=plain.controls.float(),
-        origin={**plain.origin, "unit": "nats", "higher_is_better": False},
-    )  # fmt: skip
-    part = part_of("effects", loss)
-    text = " ".join(part.words)
-    assert "Measured by loss (in nats)" in text
-    assert "accuracy" not in text
-    assert part.pictures == ()
-    columns = {column.name: column for column in part.tables[0].columns}
-    assert columns["loss after (nats)"].values[0] == pytest.approx(float(loss.mean_ablated[0, 0]))
