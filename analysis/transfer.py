@@ -97,7 +97,9 @@ def transfer(
     """Whether similarity of parameters goes with transfer, over ordered pairs of tasks, in the similarity's order of groups.
 
     Leng & Xiong (arXiv 2407.06488, section 5, table 4) correlate, for each test task, the similarity with the
-    performance of n = 6 models, and do not say which layers they take. Here: the mean over layers, and every layer.
+    performance of n = 6 models, each similarity in the model trained on its task (`similarity_in_each` gives that; rows are
+    tasks learned), and do not say which layers they take. Here: the mean over layers, and every layer. Of one asked task
+    gains and performances correlate alike, since they differ by a constant.
     `shared` takes shared neurons in. Intervals and tests treat tasks as the unit (`tables.correlate`).
 
     Raises SetError for fewer than three tasks, or when the gains are not of the similarity's groups.
@@ -124,7 +126,7 @@ def transfer(
         torch.stack([_by_target(table, gains, kind) for kind in kinds]),
         {
             "shared": shared, "draws": draws, "seed": seed, "source": source,
-            "similarity": {key: alike.origin.get(key) for key in ("align", "matrices", "center", "of", "sets")},
+            "similarity": {key: alike.origin.get(key) for key in ("align", "matrices", "center", "of", "sets", "each")},
         },
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import Device, StudyFile, fail, open_model, p_value, say, table, wrote
+from .console import Device, StudyFile, fail, open_model, p_value, say, several_groups, table, wrote
 
 if TYPE_CHECKING:
     from ..analysis.comparison import Comparison
@@ -54,6 +54,7 @@ def _one_study(study: Path, model: str | None, controls: int, seed: int, device:
 
     opened = load(study)
     sets = opened.sets
+    several_groups(list(sets), study, "compared")
     shared = overlap(sets)
     show_overlap(shared)
     save(study, shared)

@@ -67,16 +67,17 @@ def heat(
     }
     long_side = max(values.shape) if values.size else 1
     seaborn.heatmap(
-        values, ax=axes, cmap=colours, vmin=limits[0], vmax=limits[1], annot=False, xticklabels=list(columns),
-        yticklabels=False if rows is None else list(rows), linewidths=0.6 if long_side <= 40 else 0, linecolor=PAPER,
+        values, ax=axes, cmap=colours, vmin=limits[0], vmax=limits[1], annot=False, xticklabels=False,
+        yticklabels=False, linewidths=0.6 if long_side <= 40 else 0, linecolor=PAPER,
         cbar=bar is not None, cbar_kws=bar_options,
     )  # fmt: skip
     if notes is not None:
         _write(axes, values, notes, colours, limits, points)
     turn: dict[str, Any] = {"rotation": 0} if level else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticklabels(axes.get_xticklabels(), **turn)
+    # not by seaborn, which draws long names upright to see whether they fit
+    axes.set_xticks(np.arange(len(columns)) + 0.5, labels=list(columns), **turn)
     if rows is not None:
-        axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows), rotation=0)
     axes.tick_params(length=0)
     if values.size > _LARGEST_VECTOR_MESH:
         axes.collections[0].set_rasterized(True)

@@ -45,9 +45,11 @@ def save_figures(
     """Write every figure of a study (or those of the kinds `only`) into a folder, and return the files.
 
     Raises AtlasError, with the command that makes it, when the study lacks a kind of `only`; FigureError for an unknown kind
-    or format, when there is nothing to draw, or when writing fails.
+    or format, when there is nothing to draw, when the folder is a file, or when writing fails.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FigureError(f"{folder} is a file; expected the name of a folder for the figures, there or new")
     for suffix in formats:
         if suffix not in FORMATS:
             raise FigureError(f"unknown format {suffix!r}; formats are {', '.join(FORMATS)}")

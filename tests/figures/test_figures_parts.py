@@ -151,6 +151,10 @@ def test_figures_become_files(tmp_path: Path) -> None:
     written = save_figures(make_study(("a", "b")), tmp_path / "new", only=["set", "overlap"], formats=[".svg"])
     assert [path.name for path in written] == ["set.svg", "overlap.svg"]
     assert all(path.stat().st_size > 1000 for path in written)
+    with pytest.raises(FigureError, match=r"set\.svg is a file; expected the name of a folder"):
+        save_figures(make_study(("a", "b")), tmp_path / "new" / "set.svg")
+    with pytest.raises(FigureError, match="scores of this study have no figure; the report page has"):
+        save_figures(make_study(("a", "b")), tmp_path, only=["scores"])
     with pytest.raises(FigureError, match=r"unknown format '.gif'; formats are"):
         save_figures(make_study(("a", "b")), tmp_path, formats=[".gif"])
 
