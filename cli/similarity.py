@@ -112,7 +112,9 @@ def similarity(
         kept.append(moved)
     if measured is not None:
         alike = found["similarity"] if not models else in_each(loaders, sets, base=subject, **options)
-        helped = transfer(alike, measured, seed=seed, source=f"{gains}, {method}")
+        given = _is_table(gains)
+        source = str(gains) if given else f"{gains}, {method}"
+        helped = transfer(alike, measured, given=given, seed=seed, source=source)
         show_transfer(helped)
         kept.append(helped)
     save(study, found, *kept, subject=subject)
@@ -138,6 +140,11 @@ def _each(groups: list[str], given: list[str] | None, gains: Path | None) -> dic
     return models
 
 
+def _is_table(path: Path | None) -> bool:
+    """Whether performance is given in a file of the user's, not in a study."""
+    return path is not None and path.suffix.lower() in (".csv", ".tsv", ".json")
+
+
 def _gains(groups: list[str], path: Path, method: str) -> Tensor:
     """The measured gains of these groups [learned, asked], checked before anything is computed."""
     from ..analysis.distances import load_performance
@@ -146,7 +153,7 @@ def _gains(groups: list[str], path: Path, method: str) -> Tensor:
 
     if len(groups) < 3:
         fail(f"the study has the sets {', '.join(groups)}; a correlation with transfer needs three tasks or more")
-    if path.suffix.lower() in (".csv", ".tsv", ".json"):
+    if _is_table(path):
         return load_performance(path, groups)
     result = load(path).continual
     missing = [group for group in groups if group not in result.tasks]

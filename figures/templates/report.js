@@ -400,6 +400,12 @@
     body.querySelector("[aria-label^='Close']").focus();
   };
 
+  // what stands behind the page's address; as it is, where it spells no text
+  const address = () => {
+    const hash = location.hash.slice(1);
+    try { return decodeURIComponent(hash); } catch { return hash; }
+  };
+
   const notice = (title, text) => {
     body.dataset.notice = "yes";
     body.replaceChildren(
@@ -415,14 +421,13 @@
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("keydown", (event) => {
-    const id = decodeURIComponent(location.hash.slice("#neuron/".length));
+    const id = address().slice("neuron/".length);
     if (event.key === "ArrowRight") go(listing?.near(id, 1));
     if (event.key === "ArrowLeft") go(listing?.near(id, -1));
   });
 
   const follow = () => {
-    let hash = location.hash.slice(1);
-    try { hash = decodeURIComponent(hash); } catch { /* an address that is no text is shown as it stands */ }
+    const hash = address();
     if (hash.startsWith("neuron/")) {
       if (has(hash.slice(7))) open(hash.slice(7));
       else notice("No such neuron on this page", `The address asks for ${hash.slice(7)}. Addresses are neuron/SITE/LAYER/INDEX, and the page has the first neurons of each set and group alone; the study holds all: neuropolis neuron.`);
