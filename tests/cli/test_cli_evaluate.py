@@ -103,9 +103,11 @@ def test_kinds_controls_and_references_are_those_of_ablate(run: Run, folder: Pat
     # north and south are each other's whole rest, and keeping one is silencing the other
     assert found.runs == ("intact", "north", "north control 1")
     run(*asked, "--kind", "mean", "--reference-group", "east", "--controls", "1", "--match", "activation")
-    assert "east" in load(folder / "study.h5").evaluation.origin["reference"]
+    origin = load(folder / "study.h5").evaluation.origin
+    assert (origin["kind"], origin["match"]) == ("mean", "activation")
+    assert origin["reference"]
     assert "--match activation needs a reference" in run(*asked, "--match", "activation", fails=True)
-    assert "has no scores" in run(*asked, "--controls", "1", "--match", "score", fails=True)
+    assert "at site 'mlp' needs scores" in run(*asked, "--controls", "1", "--match", "score", fails=True)
 
 
 def test_nothing_is_kept_without_a_study(run: Run, folder: Path) -> None:
