@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .analysis.comparison import Comparison as Comparison
     from .analysis.comparison import compare_studies as compare_studies
     from .analysis.curves import Curve as Curve
+    from .analysis.distances import load_distances as load_distances
+    from .analysis.distances import load_performance as load_performance
     from .analysis.effects import Effects as Effects
     from .analysis.evaluation import Evaluation as Evaluation
     from .analysis.evaluation import HarnessError as HarnessError
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from .analysis.study import Study as Study
     from .analysis.study import load as load
     from .analysis.study import save as save
-    from .analysis.tables import load_distances as load_distances
+    from .analysis.trained import similarity_in_each as similarity_in_each
     from .analysis.transfer import Transfer as Transfer
     from .analysis.transfer import measured_gains as measured_gains
     from .analysis.transfer import transfer as transfer
@@ -242,8 +244,9 @@ _HOME = {
     "load": "analysis.study",
     "load_corpus": "corpora.loading",
     "load_delta": "finetune.delta_files",
-    "load_distances": "analysis.tables",
+    "load_distances": "analysis.distances",
     "load_model": "neurons.subject",
+    "load_performance": "analysis.distances",
     "load_plant": "finetune.plant_files",
     "load_routed_delta": "finetune.landermt_files",
     "mantel": "analysis.trees",
@@ -278,6 +281,7 @@ _HOME = {
     "search_rates": "finetune.rates",
     "select": "attribution.selection",
     "similarity": "analysis.similarity",
+    "similarity_in_each": "analysis.trained",
     "split_corpus": "corpora.splitting",
     "stability": "attribution.stability",
     "stable": "attribution.stability",

@@ -13,7 +13,7 @@ from ..attribution.activations import reference as gather
 from ..corpora.examples import Corpus
 from ..neurons.atlas import library_versions
 from ..neurons.errors import SetError
-from ..neurons.interventions import Kind, References, intervene, united
+from ..neurons.interventions import Kind, References, check_words, intervene, united
 from ..neurons.positions import On
 from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
@@ -39,6 +39,7 @@ def ablate(
     controls: int = 20,
     match: Match = "layer",
     scores: Scores | Sequence[Scores] | None = None,
+    others: Sets | None = None,
     twins: bool = False,
     seed: int = 0,
     reference: References | None = None,
@@ -57,8 +58,8 @@ def ablate(
 
     A control has as many neurons in each layer and site, other than the set's own where a layer has enough. `match` also
     asks for neurons of like `activation` (root mean square over the corpus's training split), of like `score` (norm over
-    groups of `scores`), or takes the sets of the other `groups`, each once at most; `origin["closeness"]` says how well it
-    matched.
+    groups of `scores`), or takes the sets of the other `groups`, each once at most: those of `others`, by default of `sets`.
+    `origin["closeness"]` says how well it matched.
 
     `twins` asks the control twins too, as a negative control. `expect="better"` turns the tests round: by default for
     `keep`, where a set that carries a group leaves more of it standing than random ones. `owners` names the groups that
@@ -72,15 +73,16 @@ def ablate(
     chosen = parts_of(subject, sets)
     if controls < 0:
         raise SetError(f"controls is {controls}; expected how many random sets to draw for each set, 0 or more")
+    pool = chosen if others is None else parts_of(subject, others) | chosen
     if match == "groups":
-        controls = others_in_turn(controls, chosen)
+        controls = others_in_turn(controls, pool)
     asked = corpus.part(split, auto="test")
     bench = Bench(
         subject, asked, metric_named(metric), Asking(max_tokens, max_new_tokens, on=on), twins=twins, kind=kind,
         factor=factor, reference=reference, on=on, seed=seed,
     )  # fmt: skip
     drawing = Drawing(match, seed, sizes_to_match(subject, corpus, chosen, match=match, scores=scores))
-    drawn = {name: [drawing.control(chosen, name=name, repeat=repeat) for repeat in range(controls)] for name in chosen}
+    drawn = {name: [drawing.control(pool, name=name, repeat=repeat) for repeat in range(controls)] for name in chosen}
     total, done = 1 + len(chosen) * (1 + controls), 0
 
     def values(neurons: Parts | None) -> Tensor:
@@ -123,6 +125,7 @@ class Bench:
         on: On,
         seed: int,
     ) -> None:
+        check_words(kind, on)
         self.subject, self.asked, self.metric, self.twins = subject, asked, metric, twins
         self.how: dict[str, Any] = {
             "kind": kind, "factor": factor, "reference": reference, "on": on, "seed": seed,

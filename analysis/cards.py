@@ -19,7 +19,7 @@ from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .drives import Drives, driving
 from .parameters import neuron_parameters
-from .readout import vocabulary_logits
+from .readout import written_tokens
 
 Neuron = tuple[str, int, int] | str
 _TENSORS = (
@@ -148,7 +148,7 @@ def neuron_cards(
     corpus = corpus.part(split, auto="train")
     given = {} if scores is None else {scores.method: scores} if isinstance(scores, Scores) else dict(scores)
     values, ranks = _scored(subject, site, given, corpus.groups, layers, indices)
-    promoted, up, suppressed, down, vocabulary = _written(subject, site, layers, indices, tokens)
+    promoted, up, suppressed, down, vocabulary = written_tokens(subject, site, layers, indices, tokens)
     found: Drives = driving(subject, corpus, site, layers, indices, examples=examples, max_tokens=max_tokens)
     return Cards(
         site, subject.fingerprint, corpus.groups, tuple(given), torch.tensor(layers), torch.tensor(indices),
@@ -190,22 +190,6 @@ def _places(subject: Subject, neurons: Sequence[Neuron] | NeuronSet) -> tuple[st
                 f"site {site!r} of {subject.name!r}"
             )
     return sites[0], [layer for _, layer, _ in named], [index for _, _, index in named]
-
-
-def _written(
-    subject: Subject, site: str, layers: Sequence[int], indices: Sequence[int], tokens: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[int, str]]:
-    """Ids and logits of the tokens at both ends, and the text of every id."""
-    logits = vocabulary_logits(subject, site, layers, indices)
-    if logits is None:
-        nothing = torch.full((len(layers), tokens), -1)
-        empty = torch.full(nothing.shape, torch.nan)
-        return nothing, empty, nothing.clone(), empty.clone(), {}
-    count = min(tokens, logits.shape[1])
-    up, down = logits.topk(count, dim=1), (-logits).topk(count, dim=1)
-    ids = torch.cat([up.indices, down.indices]).unique().tolist()
-    vocabulary = {i: str(subject.tokenizer.decode([i])) for i in ids}
-    return up.indices, up.values, down.indices, -down.values, vocabulary
 
 
 def _neighbours(

@@ -44,7 +44,7 @@ class SetPair:
 
 @dataclass(frozen=True)
 class EffectPair:
-    """What silencing a set does to a group in both studies, as changes of accuracy with 95 % intervals (low, high).
+    """What silencing a set does to a group in both studies, as changes of the metric with 95 % intervals (low, high).
 
     `difference` is the second less the first: paired over items where both asked the same questions (`paired`), else the
     half-widths of the two intervals add in squares.
@@ -63,7 +63,10 @@ class EffectPair:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two studies side by side. `notes` say what could not be compared, and what to bear in mind."""
+    """Two studies side by side. `notes` say what could not be compared, and what to bear in mind.
+
+    `metric` and `unit` are those of both studies' effects: see `Effects`.
+    """
 
     names: tuple[str, str]
     subjects: tuple[str, str]
@@ -71,6 +74,13 @@ class Comparison:
     ranks: tuple[Agreement, ...]
     effects: tuple[EffectPair, ...]
     notes: tuple[str, ...]
+    metric: str = "accuracy"
+    unit: str = "share"
+
+    @property
+    def scale(self) -> float:
+        """What to multiply effects by to show them: 100 for shares."""
+        return 100.0 if self.unit == "share" else 1.0
 
     @property
     def own(self) -> tuple[EffectPair, ...]:
@@ -96,14 +106,14 @@ def compare_studies(first: Study, second: Study) -> Comparison:
         )
     sets, missing = _set_pairs(first, second)
     ranks, unranked = _ranks(first, second)
-    effects, unmatched = _effect_pairs(first, second)
+    effects, unmatched, measure = _effect_pairs(first, second)
     if not (sets or ranks or effects):
         raise SetError(
             f"{first.path} has {_contents(first)}; {second.path} has {_contents(second)}; expected sets or groups of the "
             "same names in both"
         )
     return Comparison(
-        names, subjects, tuple(sets), tuple(ranks), tuple(effects), (*notes, *missing, *unranked, *unmatched)
+        names, subjects, tuple(sets), tuple(ranks), tuple(effects), (*notes, *missing, *unranked, *unmatched), *measure
     )
 
 
@@ -178,20 +188,29 @@ def _sites(study: Study) -> dict[str, list[str]]:
     return found
 
 
-def _effect_pairs(first: Study, second: Study) -> tuple[list[EffectPair], list[str]]:
-    names = [name for name in first.names("effects") if name in second.names("effects")]
+def _effect_pairs(first: Study, second: Study) -> tuple[list[EffectPair], list[str], tuple[str, str]]:
+    """The pairs, notes, and the metric with its unit."""
+    names, measure = [name for name in first.names("effects") if name in second.names("effects")], ("accuracy", "share")
     if not names:
         lacking = [Path(study.path).name for study in (first, second) if not study.has("effects")]
         made = "; make them with 'neuropolis ablate'" if lacking else " of the same name"
-        return [], [f"No effects to set side by side: {' and '.join(lacking) or 'the studies'} have none{made}."]
+        return (
+            [],
+            [f"No effects to set side by side: {' and '.join(lacking) or 'the studies'} have none{made}."],
+            measure,
+        )
     name = "effects" if "effects" in names else names[0]
     a, b = first.get("effects", name), second.get("effects", name)
     sets, groups = ([one for one in getattr(a, part) if one in getattr(b, part)] for part in ("sets", "groups"))
     if not (sets and groups):
-        return [], ["The effects have no set or no group in common."]
+        return [], ["The effects have no set or no group in common."], measure
     notes = [f"The effects are of different {part}: {x} and {y}." for part, x, y in (
         ("kinds", a.kind, b.kind), ("metrics", a.metric, b.metric)) if x != y]  # fmt: skip
-    return _pairs(a, b, sets, groups), notes
+    if a.unit != b.unit:
+        units = [{"share": "percentage points"}.get(one.unit, one.unit) for one in (a, b)]
+        return [], [*notes, f"They are in {units[0]} and in {units[1]}, and are not set side by side."], measure
+    metric = a.metric if a.metric == b.metric else f"{a.metric} and {b.metric}"
+    return _pairs(a, b, sets, groups), notes, (metric, a.unit)
 
 
 def _pairs(a: Effects, b: Effects, sets: Sequence[str], groups: Sequence[str]) -> list[EffectPair]:

@@ -14,10 +14,12 @@ import torch
 from ..neurons.atlas import library_versions
 from ..neurons.errors import SetError
 from ..neurons.firing import intervene_watched
-from ..neurons.interventions import Kind, Reference
+from ..neurons.interventions import Kind, References, check_words
+from ..neurons.scores import Scores
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
-from .ablate import control
+from .ablate import others_in_turn
+from .controls import Drawing, Match, Sizes, activation_sizes, score_norms
 from .evaluation import Evaluation, HarnessError
 from .harness_loading import loaded_tasks, the_harness
 from .harness_process import Count, as_before
@@ -54,7 +56,7 @@ def as_lm(
     delta: Change | None = None,
     kind: Kind = "zero",
     factor: float = 2.0,
-    reference: Reference | None = None,
+    reference: References | None = None,
     seed: int = 0,
     batch_size: int = 8,
     bars: bool = True,
@@ -90,8 +92,11 @@ def evaluate(
     deltas: Mapping[str, Change] | None = None,
     kind: Kind = "zero",
     factor: float = 2.0,
-    reference: Reference | None = None,
+    reference: References | None = None,
     controls: int = 0,
+    match: Match = "layer",
+    scores: Scores | Sequence[Scores] | None = None,
+    others: Mapping[str, NeuronSet] | None = None,
     seed: int = 0,
     intact: bool = True,
     include: Sequence[str | Path] = (),
@@ -106,8 +111,11 @@ def evaluate(
 
     `tasks` are the harness's names, YAML files (see `harness_task`), or configs as dictionaries; `include` are further
     folders of YAML files. Every set of `off` and every delta has a run of its own; each set also has `controls` runs of
-    random sets matched to it by layer and site. `kind`, `factor` and `reference` are those of `intervene`, `seed` that of
-    the controls and of the interventions' draws. `limit`, `num_fewshot`, `bootstrap_iters` and `options` are those of
+    random sets matched to it by layer and site. `match` asks for more, as in `ablate`: neurons of like `activation` (over
+    `reference`, which this needs with every kind), of like `score` (of `scores`), or the sets of other `groups` (of
+    `others`, by default of `off`). `kind`, `factor` and `reference` are those of `intervene`, `seed` that of the controls
+    and of the interventions' draws; there is no `on`, since the harness puts prompt and answer into one pass. `limit`,
+    `num_fewshot`, `bootstrap_iters` and `options` are those of
     `lm_eval.simple_evaluate`. `progress(done, total)` counts requests. Where every task's data are local files, the hub
     is not asked. The subject and the random states of Python, numpy and torch are left as they were.
 
@@ -120,7 +128,14 @@ def evaluate(
             f"{refused[0]!r} is not to be given: evaluate sets it itself, and answers are not cached, since a cache "
             "would give the intact subject's answers to an ablated one"
         )
-    runs = _runs(subject, off, deltas, controls, seed, intact)
+    check_words(kind)
+    if limit is not None and limit <= 0:
+        raise HarnessError(
+            f"limit is {limit}; expected a number of documents of each task, 1 or more, or a share below 1"
+        )
+    sets = _named(off)
+    controls, drawing = _drawing(sets, controls, match, scores=scores, others=others, reference=reference, seed=seed)
+    runs = _runs(subject, sets, deltas, controls, drawing, others, intact)
     how = {"kind": kind, "factor": factor, "reference": reference, "seed": seed}
     asked = [tasks] if isinstance(tasks, str | Path | Mapping) else list(tasks)
     with as_before(), ExitStack() as stack:
@@ -145,7 +160,7 @@ def evaluate(
         torch.tensor([run.control_of for run in runs]), cells, **arrays,
         origin={
             "kind": kind, "factor": factor if kind in ("scale", "noise") else None,
-            "reference": None if reference is None else reference.name, "controls": controls, "seed": seed,
+            "reference": _names(reference), "controls": controls, "match": match, "seed": seed,
             "limit": limit, "batch_size": batch_size, "options": {key: str(value) for key, value in options.items()},
             "sets": {run.name: run.off.digest for run in runs if run.off is not None},
             "tasks": {name: str(config.get("dataset_path")) for name, config in results[0]["configs"].items()},
@@ -154,18 +169,64 @@ def evaluate(
     )  # fmt: skip
 
 
+def _named(off: NeuronSet | Mapping[str, NeuronSet] | None) -> dict[str, NeuronSet]:
+    return {str(off.origin.get("group", "off")): off} if isinstance(off, NeuronSet) else dict(off or {})
+
+
+def _names(reference: References | None) -> str | None:
+    """What a reference is called, or those of several sites."""
+    known = list(reference.values()) if isinstance(reference, Mapping) else [] if reference is None else [reference]
+    return ", ".join(dict.fromkeys(one.name for one in known)) or None
+
+
+def _drawing(
+    sets: Mapping[str, NeuronSet],
+    controls: int,
+    match: Match,
+    *,
+    scores: Scores | Sequence[Scores] | None,
+    others: Mapping[str, NeuronSet] | None,
+    reference: References | None,
+    seed: int,
+) -> tuple[int, Drawing]:
+    """How many controls a set has, and how they are drawn."""
+    if controls < 0:
+        raise SetError(f"controls is {controls}; expected how many random sets to draw for each set, 0 or more")
+    sites = list(dict.fromkeys(one.site for one in sets.values()))
+    sizes: Sizes | None = None
+    if controls and match == "activation":
+        known = reference if isinstance(reference, Mapping) else dict.fromkeys(sites, reference)
+        sizes = activation_sizes({site: one for site, one in known.items() if one is not None})
+    elif controls and match == "score":
+        given = [scores] if isinstance(scores, Scores) else list(scores or ())
+        sizes = score_norms([one for one in given if one.site in sites])
+    if missing := [site for site in sites if sizes is not None and site not in sizes]:
+        lacking = (
+            "a reference: reference=npl.reference(...)"
+            if match == "activation"
+            else "scores: scores=npl.attribute(...)"
+        )
+        raise SetError(f"match={match!r} at site {missing[0]!r} needs {lacking}")
+    if controls and match == "groups":
+        controls = others_in_turn(controls, _pool(sets, others))
+    return controls, Drawing(match, seed, sizes)
+
+
+def _pool(sets: Mapping[str, NeuronSet], others: Mapping[str, NeuronSet] | None) -> dict[str, tuple[NeuronSet]]:
+    """Every set that can be another's control, once, by its digest."""
+    return {one.digest: (one,) for one in (*sets.values(), *(others or {}).values())}
+
+
 def _runs(
     subject: Subject,
-    off: NeuronSet | Mapping[str, NeuronSet] | None,
+    sets: Mapping[str, NeuronSet],
     deltas: Mapping[str, Change] | None,
     controls: int,
-    seed: int,
+    drawing: Drawing,
+    others: Mapping[str, NeuronSet] | None,
     intact: bool,
 ) -> list[_Run]:
     """Every run with its condition, a set's controls behind it."""
-    if controls < 0:
-        raise SetError(f"controls is {controls}; expected how many random sets to draw for each set, 0 or more")
-    sets = {str(off.origin.get("group", "off")): off} if isinstance(off, NeuronSet) else dict(off or {})
     tuned = dict(deltas or {})
     taken = [*sets, *tuned, "intact"]
     if twice := sorted({name for name in taken if taken.count(name) > 1}):
@@ -175,8 +236,9 @@ def _runs(
         neurons.check(subject)
         owner = len(runs)
         runs.append(_Run(name, "off", off=neurons))
+        apart = {digest: one for digest, one in _pool(sets, others).items() if digest != neurons.digest}
         for repeat in range(controls):
-            drawn = control(neurons, name=name, repeat=repeat, seed=seed)
+            (drawn,) = drawing.control(apart | {name: (neurons,)}, name=name, repeat=repeat)
             runs.append(_Run(f"{name} control {repeat + 1}", "control", off=drawn, control_of=owner))
     runs += [_Run(name, "delta", delta=delta) for name, delta in tuned.items()]
     if not runs:

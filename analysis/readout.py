@@ -1,8 +1,9 @@
-"""Readout: what a direction of the residual stream says, through the subject's own final norm and unembedding."""
+"""Readout: what a direction of the residual stream says, through the subject's own final norm and unembedding, as tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,46 @@ def vocabulary_logits(
         logits = head(norm(stream[None]))[0].float().cpu()
     written = logits[:-1] - logits[-1]
     return written - written.mean(dim=1, keepdim=True)
+
+
+def written_tokens(
+    subject: Subject, site: str, layers: Sequence[int], indices: Sequence[int], tokens: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[int, str]]:
+    """Ids and logits [neuron, token] of the tokens at both ends of `vocabulary_logits`, and the text of every id.
+
+    -1 and NaN, and no texts, for sites that write nothing.
+    """
+    logits = vocabulary_logits(subject, site, layers, indices)
+    if logits is None:
+        nothing = torch.full((len(layers), tokens), -1)
+        empty = torch.full(nothing.shape, torch.nan)
+        return nothing, empty, nothing.clone(), empty.clone(), {}
+    count = min(tokens, logits.shape[1])
+    up, down = logits.topk(count, dim=1), (-logits).topk(count, dim=1)
+    ids = torch.cat([up.indices, down.indices]).unique().tolist()
+    return up.indices, up.values, down.indices, -down.values, {i: token_text(subject.tokenizer, i) for i in ids}
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as text; where it is a part of a letter alone, its bytes, as <0xE6>, or else its own name and its id."""
+    text = str(tokenizer.decode([token]))
+    if _UNKNOWN not in text:
+        return text
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    if not name.startswith("<0x") and all(letter in _BYTES for letter in name):
+        name = "".join(chr(b) if 32 <= b < 127 else f"<0x{b:02X}>" for b in (_BYTES[letter] for letter in name))
+    return name if _UNKNOWN not in name and name else f"token {token}"
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters by which byte-level tokenizers name bytes (GPT-2's table): printable ones are their own."""
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_UNKNOWN = "\ufffd"
+_BYTES = _byte_letters()
 
 
 def _final(subject: Subject) -> tuple[nn.Module, nn.Module]:

@@ -20,6 +20,7 @@ from ..neurons.subject import Subject
 from .ablate import control
 from .overlap import comparable
 
+LEAST = 2  # tokens a predictor, below which a fit is of noise
 _BLOCK = 1 << 24  # numbers of the regressions that are solved at once
 
 
@@ -102,8 +103,8 @@ def redundancy(
     `threshold` or more. Two neurons that predict each other are both redundant, though only one could go.
 
     `tokens` tokens of each half are read, and layers * tokens * neurons numbers kept; correlations take the square of a
-    layer's neurons. Raises CorpusError with fewer than two items, SiteError for routed experts, SetError when sets are of
-    another site or a number is out of range.
+    layer's neurons. Raises CorpusError with fewer than two items or than 2 tokens a predictor in a half, SiteError for
+    routed experts, SetError when sets are of another site or a number is out of range.
     """
     place = subject.site(site)
     if place.taps[0].routed is not None:
@@ -112,6 +113,8 @@ def redundancy(
         )
     if not 1 <= predictors < place.width:
         raise SetError(f"predictors is {predictors}; expected 1 to {place.width - 1}, the other neurons of a layer")
+    if not 0 < threshold <= 1:
+        raise SetError(f"threshold is {threshold}; expected a share of variance above 0 and at most 1")
     chosen = dict(sets or {})
     for neurons in comparable(chosen) if chosen else []:
         neurons.check(subject)
@@ -122,6 +125,12 @@ def redundancy(
         reference(subject, half, site=site, split=None, pool=tokens, seed=seed, max_tokens=max_tokens).pool
         for half in _halves(corpus, seed)
     )
+    fewest = min(len(train[0]), len(test[0]))
+    if fewest < LEAST * predictors:
+        raise CorpusError(
+            f"corpus {corpus.name!r} has {len(train[0])} and {len(test[0])} tokens in its two halves; {predictors} predictors need "
+            f"{LEAST * predictors} or more in each: give more examples, or fewer predictors"
+        )
     generator = torch.Generator().manual_seed(seed)
     rows = [_layer(a, b, predictors, ridge, generator) for a, b in zip(train, test, strict=True)]
     correlation, partner, r2, chance = (torch.stack(column) for column in zip(*rows, strict=True))

@@ -1,24 +1,18 @@
-"""Tables of groups: distances read from a file, and the correlation of two tables whose cells share their groups."""
+"""Tables of groups: the correlation of two tables whose cells share their groups."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import factorial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..neurons.errors import SetError
 
-Kind = Literal["coordinates", "distance", "similarity"]
 Correlation = Literal["pearson", "spearman"]
 _BLOCK = 1 << 22
 
@@ -122,117 +116,3 @@ def _correlations(x: np.ndarray, y: np.ndarray, method: Correlation) -> np.ndarr
 def _over(orders: Int[np.ndarray, "draw group"], value: Any) -> np.ndarray:
     size = max(1, _BLOCK // orders.shape[1] ** 2)
     return np.concatenate([value(orders[start : start + size]) for start in range(0, len(orders), size)])
-
-
-def load_distances(
-    path: str | Path,
-    groups: Sequence[str],
-    *,
-    kind: Kind | None = None,
-    columns: Sequence[str] | None = None,
-    names: Mapping[str, str] | None = None,
-    standardise: bool = False,
-) -> Float[Tensor, "group group"]:
-    """Distances between groups from a file of the user's, in the order of `groups`.
-
-    A table with a header (comma, semicolon or tab; the first column holds names) of `coordinates`, of which distances
-    are Euclidean over the numeric `columns` (all by default; with `standardise` each is divided by its standard
-    deviation over these groups), or of the `distance` or `similarity` of every pair, with the same names in the header.
-    JSON of the form {a: {b: number}}, such as CultureSPA's country similarity, is read as a table of pairs. `kind` may
-    be left out where the file says it: a header without the names holds coordinates, and a diagonal of zeros distances.
-    A similarity s becomes the largest s less s. `names` maps a group to its name in the file; capitals do not count.
-
-    Raises SetError in one line when the file cannot be read, when names are missing, when a cell is no number, or when
-    nothing says of which kind the table is.
-    """
-    path = Path(path)
-    if kind is not None and kind not in get_args(Kind):
-        raise SetError(f"unknown kind {kind!r} of table; expected {', '.join(get_args(Kind))}")
-    header, rows = _read(path)
-    known = {name.casefold(): name for name in rows}
-    wanted = [(names or {}).get(group, group) for group in groups]
-    missing = [name for name in wanted if name.casefold() not in known]
-    if missing:
-        raise SetError(
-            f"{path} has no row for {', '.join(missing)}; it has {', '.join(rows)} "
-            "(add the rows, or say which row is meant: --name GROUP=NAME, names={group: name})"
-        )
-    chosen = [known[name.casefold()] for name in wanted]
-    places = {name.casefold(): place for place, name in enumerate(header)}
-    square = all(name.casefold() in places for name in chosen)
-    if kind == "coordinates" or (kind is None and not square):
-        return _coordinates(path, header, [rows[name] for name in chosen], chosen, columns, standardise)
-    if not square:
-        absent = [name for name in chosen if name.casefold() not in places]
-        raise SetError(f"{path} has no column for {', '.join(absent)}; a table of pairs needs every name in its header")
-    cells = [[rows[a][places[b.casefold()]] for b in chosen] for a in chosen]
-    table = torch.tensor([[_number(path, a, b, cell, a == b) for b, cell in zip(chosen, row, strict=True)]
-                          for a, row in zip(chosen, cells, strict=True)], dtype=torch.float64)  # fmt: skip
-    diagonal = table.diagonal()
-    if kind is None and not bool((diagonal == 0).all()):
-        raise SetError(f"{path} does not say whether it holds distances or similarities; give --kind (kind=)")
-    off = ~torch.eye(len(chosen), dtype=torch.bool)
-    if not torch.allclose(table[off], table.T[off]):
-        raise SetError(f"{path} is not symmetric; expected one number for each pair of groups")
-    if kind == "similarity":
-        table = table[off].max() - table if len(chosen) > 1 else table
-    return table.masked_fill(~off, 0.0)
-
-
-def _coordinates(
-    path: Path,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    names: Sequence[str],
-    columns: Sequence[str] | None,
-    standardise: bool,
-) -> Float[Tensor, "group group"]:
-    unknown = [column for column in columns or () if column not in header]
-    if unknown:
-        raise SetError(f"{path} has no column {unknown[0]!r}; it has {', '.join(header)}")
-    chosen = list(columns or header)
-    at = [header.index(column) for column in chosen]
-    values = [[_number(path, name, column, row[place], False) for column, place in zip(chosen, at, strict=True)]
-              for name, row in zip(names, rows, strict=True)]  # fmt: skip
-    points = torch.tensor(values, dtype=torch.float64)
-    if standardise:
-        points = points / points.std(dim=0).clamp(min=1e-12)
-    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _read(path: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the columns behind the first, and the cells of every row as text."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            table = json.loads(text)
-            header = list(table)
-            return header, {a: [str(table[a].get(b, "")) for b in header] for a in header}
-        lines = text.splitlines()
-        mark = max(",;\t", key=lambda m: lines[0].count(m)) if lines else ","
-        read = [row for row in csv.reader(lines, delimiter=mark) if any(cell.strip() for cell in row)]
-    except (OSError, ValueError, AttributeError, csv.Error) as error:
-        raise SetError(
-            f"cannot read {path}: {error}; expected a CSV with a header, or JSON of {{a: {{b: number}}}}"
-        ) from error
-    if len(read) < 2 or len(read[0]) < 2:
-        raise SetError(
-            f"{path} holds no table; expected a header and one row for each group, names in the first column"
-        )
-    header = [cell.strip() for cell in read[0][1:]]
-    for place, row in enumerate(read[1:], start=2):
-        if len(row) != len(read[0]):
-            raise SetError(f"{path}, row {place}: expected {len(read[0])} cells as in the header, found {len(row)}")
-    return header, {row[0].strip(): [cell.strip() for cell in row[1:]] for row in read[1:]}
-
-
-def _number(path: Path, row: str, column: str, cell: str, may_lack: bool) -> float:
-    if may_lack and not cell:
-        return float("nan")
-    try:
-        value = float(cell)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise SetError(f"{path}, row {row!r}, column {column!r}: expected a number, found {cell!r}")
-    return value

@@ -90,6 +90,7 @@ def transfer(
     gains: Float[Tensor, "learned asked"],
     *,
     shared: bool = False,
+    given: bool = False,
     draws: int = 9999,
     seed: int = 0,
     source: str = "",
@@ -97,8 +98,11 @@ def transfer(
     """Whether similarity of parameters goes with transfer, over ordered pairs of tasks, in the similarity's order of groups.
 
     Leng & Xiong (arXiv 2407.06488, section 5, table 4) correlate, for each test task, the similarity with the
-    performance of n = 6 models, and do not say which layers they take. Here: the mean over layers, and every layer.
-    `shared` takes shared neurons in. Intervals and tests treat tasks as the unit (`tables.correlate`).
+    performance of n = 6 models, each similarity in the model trained on its task (`similarity_in_each` gives that; rows are
+    tasks learned), and do not say which layers they take. Here: the mean over layers, and every layer. Of one asked task
+    gains and performances correlate alike, since they differ by a constant.
+    `shared` takes shared neurons in; `given` says that `gains` are performances as they were given, not changes of accuracy.
+    Intervals and tests treat tasks as the unit (`tables.correlate`).
 
     Raises SetError for fewer than three tasks, or when the gains are not of the similarity's groups.
     """
@@ -123,8 +127,8 @@ def transfer(
         torch.tensor([[row(layer, kind) for layer in similar.unbind(dim=2)] for kind in kinds], dtype=torch.float64),
         torch.stack([_by_target(table, gains, kind) for kind in kinds]),
         {
-            "shared": shared, "draws": draws, "seed": seed, "source": source,
-            "similarity": {key: alike.origin.get(key) for key in ("align", "matrices", "center", "of", "sets")},
+            "shared": shared, "given": given, "draws": draws, "seed": seed, "source": source,
+            "similarity": {key: alike.origin.get(key) for key in ("align", "matrices", "center", "of", "sets", "each")},
         },
     )  # fmt: skip
 

@@ -155,8 +155,8 @@ def mantel(
 ) -> Mantel:
     """Whether groups whose sets overlap more are nearer by a distance given for them, in the overlap's order of groups.
 
-    `source` says where the distances are from. Raises SetError for fewer than three groups, or when the table is not
-    [group, group].
+    `source` says where the distances are from. Raises SetError for fewer than three groups, when the table is not
+    [group, group], and when one of the tables has no number for a pair or one number for all.
     """
     if given.shape != overlap.jaccard.shape:
         raise SetError(
@@ -166,9 +166,27 @@ def mantel(
     if len(overlap.groups) < 3:
         raise SetError(f"a Mantel test needs three groups or more, the overlap has {', '.join(overlap.groups)}")
     distance = overlap_distance(overlap, index=index)
+    for table, what in (
+        (given, f"the given distances{f' ({source})' if source else ''}"),
+        (distance, "the distances of the sets"),
+    ):
+        _check_varies(table, what)
     agreement = correlate(distance, given, method=method, draws=draws, seed=seed)
     origin = {
         "method": method, "index": index, "draws": draws, "seed": seed, "source": source,
         "sets": overlap.origin.get("sets"),
     }  # fmt: skip
     return Mantel(overlap.subject, overlap.groups, distance, given.double(), agreement, origin)
+
+
+def _check_varies(table: Float[Tensor, "group group"], what: str) -> None:
+    """Raise SetError for a table that nothing can be correlated with."""
+    pairs = table[~torch.eye(len(table), dtype=torch.bool)].double()
+    if not bool(pairs.isfinite().all()):
+        raise SetError(f"{what} lack a number for some pair of groups; expected one for every pair")
+    low, high = float(pairs.min()), float(pairs.max())
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        raise SetError(
+            f"{what} do not vary: they are {low:g} for every pair of groups; expected distances that differ, so that there is "
+            "something to correlate"
+        )

@@ -11,6 +11,7 @@ losses equal to 1e-3.
 - ours, planned: choice_losses on a plan made before, as for the second set and all that follow
 - sets one by one / together: choice_losses under every set / choice_losses_off, for sets of one layer each
 
+    pip install -e '.[harness]'
     OMP_NUM_THREADS=2 python benchmarks/choices.py --threads 2
 """
 

@@ -38,6 +38,7 @@ from .effects import (
     power,
     references,
     scores_to_match,
+    sets_to_match,
     sites_of,
     unit,
 )
@@ -89,7 +90,8 @@ def ablate(
     with progress("ablating") as bar:
         effects = measure(
             subject, corpus, sets, kind=kind, metric=metric, on=on, controls=controls, match=match, twins=twins,  # pyright: ignore[reportArgumentType]
-            scores=scores_to_match(opened, match, sites), seed=seed, reference=known, factor=factor,
+            scores=scores_to_match(opened, match, sites), others=sets_to_match(opened, match), seed=seed, reference=known,
+            factor=factor,
             split=chosen_split(split), max_new_tokens=max_new_tokens, progress=bar,
         )  # fmt: skip
     save(study, subject=subject, **{name: effects})
@@ -132,8 +134,15 @@ def show(effects: Effects) -> None:
     _tell_closeness(effects)
     if effects.twins is not None:
         _tell_twins(effects)
-    found = sum(r["specific"] for r in rows)
     more = "hurt" if effects.expect == "worse" else "spare"
+    if len(effects.groups) == 1:
+        found = sum(r["p_controls"] < 0.05 for r in rows)
+        say(
+            f"{found} of {len(rows)} sets {more} their own group more than their controls (Holm-corrected p below 0.05); there is "
+            "no other group, so whether they are specific cannot be said"
+        )
+        return
+    found = sum(r["specific"] for r in rows)
     say(
         f"{found} of {len(rows)} sets are specific: they {more} their own group more than the mean of the others and more than "
         "their controls (the larger of the two p-values, Holm-corrected, below 0.05)"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import Device, StudyFile, fail, open_model, p_value, say, table, wrote
+from .console import Device, StudyFile, fail, open_model, p_value, say, several_groups, table, wrote
 
 if TYPE_CHECKING:
     from ..analysis.comparison import Comparison
@@ -54,6 +54,7 @@ def _one_study(study: Path, model: str | None, controls: int, seed: int, device:
 
     opened = load(study)
     sets = opened.sets
+    several_groups(list(sets), study, "compared")
     shared = overlap(sets)
     show_overlap(shared)
     save(study, shared)
@@ -107,10 +108,11 @@ def show_comparison(found: Comparison) -> None:
         heads = ["group", "rank correlation", f"Jaccard of the top {100 * ranks.top:g} %"]
         table(heads, [[group, f"{rank:.3f}", f"{top:.3f}"] for group, rank, top in rows])
     if found.effects:
-        say(f"\neffects, points of accuracy: {' '.join(said['effects'])}")
+        unit = "points" if found.unit == "share" else found.unit
+        say(f"\neffects, {unit} of {found.metric}: {' '.join(said['effects'])}")
         rows = [
-            [pair.set, *(_points(pair.change[i], pair.low[i], pair.high[i]) for i in (0, 1)),
-             _points(pair.difference, pair.difference_low, pair.difference_high)]
+            [pair.set, *(_change(found, pair.change[i], pair.low[i], pair.high[i]) for i in (0, 1)),
+             _change(found, pair.difference, pair.difference_low, pair.difference_high)]
             for pair in found.own
         ]  # fmt: skip
         table(["set on its own group", *found.names, "difference"], rows)
@@ -118,11 +120,11 @@ def show_comparison(found: Comparison) -> None:
         say(f"note: {note}")
 
 
-def _points(value: float, low: float, high: float) -> str:
-    """A change with its interval, in percentage points."""
-    from ..figures.tables import written
+def _change(found: Comparison, value: float, low: float, high: float) -> str:
+    """A change with its interval, in the metric's unit."""
+    from ..figures.comparison import change_of
 
-    shown = [written(100 * one, "+.1f").replace("\u2212", "-").replace("\u2013", "-") for one in (value, low, high)]
+    shown = [change_of(found, one).replace("\u2212", "-").replace("\u2013", "-") for one in (value, low, high)]
     return f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 

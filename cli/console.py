@@ -177,6 +177,26 @@ def several(values: list[str] | None, default: str) -> list[str]:
     return [name for value in values or [default] for name in names(value)]
 
 
+def key_pairs(given: list[str] | None, option: str, form: str) -> dict[str, str]:
+    """{key: value} from repeated key=value."""
+    found = {}
+    for pair in given or []:
+        key, sign, value = pair.partition("=")
+        if not (sign and key.strip() and value.strip()):
+            fail(f"cannot read {pair!r}; expected {option} {form}")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def several_groups(found: Sequence[str], source: object, what: str) -> None:
+    """Stop where there is one group alone, and nothing to hold it against."""
+    if len(found) < 2:
+        fail(
+            f"{source} has one group alone, {', '.join(found)}; two or more are {what} with one another (of one: "
+            "neuropolis report, neuron, redundancy)"
+        )
+
+
 def names(text: str) -> list[str]:
     """Names with commas between them."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -48,26 +48,41 @@ Groups = Annotated[list[str] | None, typer.Option("--group", help="Only the sets
 
 
 def references(
-    subject: Subject, corpus: Corpus, kind: str, *, source: str | None, group: str | None, sites: Sequence[str]
+    subject: Subject,
+    corpus: Corpus | None,
+    kind: str,
+    *,
+    source: str | None,
+    group: str | None,
+    sites: Sequence[str],
+    option: str = "--data",
+    matched: bool = False,
 ) -> Any:
-    """What mean, resample, noise and keep draw from, by site; None where the kind needs none.
+    """What mean, resample, noise and keep draw from, by site; None where nothing needs one.
 
-    `source` is the corpus that was named for it, else it is a group of the corpus that is asked.
+    `source` is the corpus that was named for it, else it is a group of the corpus that is asked, which `option` names.
+    `matched` says that controls are matched by it too.
     """
     from ..attribution.activations import reference
-    from ..neurons.interventions import REFERRING
+    from ..neurons.interventions import REFERRING, check_words
 
-    if kind not in REFERRING and source is None and group is None:
+    check_words(kind)
+    needed, named = kind in REFERRING or matched, source is not None or group is not None
+    if not needed and not named:
         return None
-    if kind in ("zero", "scale"):
+    if kind in ("zero", "scale") and not matched:
         fail(
             f"--kind {kind} draws from no reference; leave --reference out, or give --kind mean, resample, noise or keep"
         )
-    if kind in REFERRING and source is None and group is None:
-        fail(f"--kind {kind} needs a reference: --reference FILE.jsonl, or --reference-group NAME of --data")
-    corpus = corpus if source is None else open_corpus(source)
-    corpus = corpus if group is None else corpus.only(group)
-    found: dict[str, Reference] = {site: reference(subject, corpus, site=site) for site in sites}
+    if not named:
+        what = f"--kind {kind}" if kind in REFERRING else "--match activation"
+        fail(f"{what} needs a reference: --reference FILE.jsonl, or --reference-group NAME of {option}")
+    if source is None and corpus is None:
+        fail(f"--reference-group names a group of --reference or of {option}; give one of these")
+    chosen = corpus if source is None else open_corpus(source)
+    assert chosen is not None
+    chosen = chosen if group is None else chosen.only(group)
+    found: dict[str, Reference] = {site: reference(subject, chosen, site=site) for site in sites}
     return found
 
 
@@ -89,6 +104,13 @@ def chosen_sets(opened: Study, groups: list[str] | None) -> dict[str, list[Neuro
     if len(sites) > 1:
         say(f"the sets are of sites {', '.join(sorted(sites))}; those of one group are silenced together")
     return found
+
+
+def sets_to_match(opened: Study, match: str) -> dict[str, list[NeuronSet]] | None:
+    """The sets that `--match groups` draws controls from: all of the study's, whichever are ablated."""
+    from ..analysis.ablate import joined
+
+    return joined(dict(opened.sets)) if match == "groups" else None
 
 
 def sites_of(sets: dict[str, list[NeuronSet]]) -> list[str]:

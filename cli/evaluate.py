@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,11 +27,11 @@ from .console import (
     table,
     wrote,
 )
+from .effects import Factor, KindName, MatchBy, references, scores_to_match
 
 if TYPE_CHECKING:
     from ..analysis.evaluation import Evaluation
     from ..neurons.sets import NeuronSet
-    from ..neurons.subject import Subject
 
 TASKS_HELP = "Tasks of lm-evaluation-harness: names with commas, or YAML files. Repeat the option for more."
 OFF_HELP = "Switch off a set: FILE:GROUP, or FILE for each of its sets. Each is a run of its own; repeat for more."
@@ -53,9 +54,15 @@ def evaluate(
     off: Annotated[list[str] | None, typer.Option("--off", help=OFF_HELP)] = None,
     delta: Annotated[list[Path] | None, typer.Option("--delta", help="Folder of a delta: a run tuned by it.")] = None,
     controls: Annotated[int, typer.Option(help="Runs with matched random sets, for each set.")] = 0,
-    kind: Annotated[str, typer.Option(help="zero, mean, scale, resample or noise.")] = "zero",
-    factor: Annotated[float, typer.Option(help="For scale and noise.")] = 2.0,
-    reference: Annotated[str | None, typer.Option(help="Corpus that mean, resample and noise draw from.")] = None,
+    match: MatchBy = "layer",
+    kind: KindName = "zero",
+    factor: Factor = 2.0,
+    reference: Annotated[
+        str | None, typer.Option(help="Corpus that mean, resample and noise draw from, and --match activation.")
+    ] = None,
+    reference_group: Annotated[
+        str | None, typer.Option("--reference-group", help="Only this group of it (or of --corpus).")
+    ] = None,
     include: Annotated[list[Path] | None, typer.Option(help="Folder with YAML files of further tasks.")] = None,
     limit: Annotated[float | None, typer.Option(help="Documents of each task: a number, or a share below 1.")] = None,
     fewshot: Annotated[int | None, typer.Option(help="Solved examples before each question.")] = None,
@@ -71,25 +78,34 @@ def evaluate(
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars would run through ours
     from ..analysis.harness import evaluate as measure
     from ..analysis.harness_loading import the_harness
-    from ..analysis.study import save
+    from ..analysis.study import load, save
     from ..neurons.atlas import check_target
+    from ..neurons.interventions import check_words
 
     asked: list[Any] = several(tasks, "") if tasks else []
     if not asked and corpus is None:
         fail("nothing to evaluate; give --tasks (names or YAML files) or --corpus (a .jsonl file, bundled:polis)")
     the_harness()
+    check_words(kind)
     sets = _sets(off or [])
     deltas = _deltas(delta or [])
     target = study or (Path(_parted(off[0])[0]) if off else None)
     subject = open_model(model, dtype=dtype, device=device)
     if target is not None:
         check_target(target, subject={"fingerprint": subject.fingerprint, "name": subject.name})
+    sites = list(dict.fromkeys(one.site for one in sets.values()))
+    known = references(
+        subject, None if corpus is None else open_corpus(corpus, by=by), kind, source=reference, group=reference_group,
+        sites=sites, option="--corpus", matched=match == "activation",
+    )  # fmt: skip
+    first = load(_parted(off[0])[0]) if off else None
     with tempfile.TemporaryDirectory() as scratch, progress("evaluating") as bar:
         if corpus is not None:
             asked.append(_task(corpus, by, write or Path(scratch), ask, per_group, split))
         found = measure(
             subject, asked, off=sets, deltas=deltas, kind=kind, factor=factor,  # pyright: ignore[reportArgumentType]
-            reference=_reference(subject, reference, sets), controls=controls, seed=seed, include=include or [],
+            reference=known, controls=controls, match=match, seed=seed, include=include or [],  # pyright: ignore[reportArgumentType]
+            scores=None if first is None else scores_to_match(first, match, sites), others=_others(off or [], match),
             limit=limit if limit is None or limit < 1 else int(limit), num_fewshot=fewshot, batch_size=batch_size,
             progress=bar,
         )  # fmt: skip
@@ -113,23 +129,45 @@ def _parted(text: str) -> tuple[str, str | None]:
 
 
 def _sets(off: list[str]) -> dict[str, NeuronSet]:
+    """The sets by their groups; where several files have different sets of a group, the files are in the names."""
     from ..analysis.study import load
 
-    found: dict[str, NeuronSet] = {}
+    given: dict[str, dict[str, tuple[str, NeuronSet]]] = {}
     for text in off:
         file, group = _parted(text)
         opened = load(file)
-        for label, neurons in (opened.sets if group is None else {group: opened.get("set", group)}).items():
-            if found.get(label, neurons).digest != neurons.digest:
-                label = f"{Path(file).stem}:{label}"
-            found[label] = neurons
+        for name, neurons in (opened.sets if group is None else {group: opened.get("set", group)}).items():
+            given.setdefault(name, {}).setdefault(neurons.digest, (file, neurons))
+    found = {}
+    for name, sets in given.items():
+        files = _told_apart([file for file, _ in sets.values()])
+        for place, (file, neurons) in enumerate(sets.values()):
+            label = name if len(sets) == 1 else f"{files[file]}:{name}"
+            found[label if label not in found else f"{label} ({place + 1})"] = neurons
     return found
+
+
+def _told_apart(paths: Sequence[str | Path]) -> dict[str, str]:
+    """Every path by its last part, or as it was given where these are the same."""
+    short = {str(path): Path(path).stem if Path(path).suffix == ".h5" else Path(path).name for path in paths}
+    return short if len(set(short.values())) == len(short) else {path: path for path in short}
+
+
+def _others(off: list[str], match: str) -> dict[str, NeuronSet] | None:
+    """The sets that `--match groups` draws controls from: all of the studies' that --off names."""
+    from ..analysis.study import load
+
+    if match != "groups":
+        return None
+    files = dict.fromkeys(_parted(text)[0] for text in off)
+    return {f"{file}:{name}": neurons for file in files for name, neurons in load(file).sets.items()}
 
 
 def _deltas(folders: list[Path]) -> dict[str, Any]:
     from ..finetune.delta_files import load_delta
 
-    return {f"tuned {folder.name}": load_delta(folder) for folder in folders}
+    names = _told_apart(folders)
+    return {f"tuned {names[str(folder)]}": load_delta(folder) for folder in folders}
 
 
 def _task(corpus: str, by: str | None, folder: Path, ask: str, per_group: bool, split: str) -> Path:
@@ -138,14 +176,6 @@ def _task(corpus: str, by: str | None, folder: Path, ask: str, per_group: bool, 
     return harness_task(
         open_corpus(corpus, by=by), folder, ask=ask, per_group=per_group, split=chosen_split(split)  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
-
-
-def _reference(subject: Subject, corpus: str | None, sets: dict[str, NeuronSet]) -> Any:
-    from ..attribution.activations import reference as gather
-
-    if corpus is None or not sets:
-        return None
-    return gather(subject, open_corpus(corpus), site=next(iter(sets.values())).site)
 
 
 def show(found: Evaluation) -> None:

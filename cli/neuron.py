@@ -132,8 +132,8 @@ def show(cards: Cards, card: int) -> None:
         listed = ", ".join(f"{text!r} {value:+.2f}" for text, value in written)
         say(f"{what}: {listed or f'neurons of site {cards.site} write nothing directly'}")
     rows = [
-        [group, f"{float(cards.mean[card, g]):+.3f}", f"{float(cards.active[card, g]):.0%}", f"{float(cards.lowest[card, g]):+.2f}",
-         f"{float(cards.highest[card, g]):+.2f}",
+        [group, f"{float(cards.mean[card, g]):+.2g}", f"{float(cards.active[card, g]):.0%}", f"{float(cards.lowest[card, g]):+.2g}",
+         f"{float(cards.highest[card, g]):+.2g}",
          *_scored(cards, card, g)]
         for g, group in enumerate(cards.groups)
     ]  # fmt: skip
@@ -142,7 +142,7 @@ def show(cards: Cards, card: int) -> None:
         for text, values in cards.examples(card, group)[:1]:
             peak = max(range(len(values)), key=lambda place: abs(values[place]))
             marked = "".join(f">>{token}<<" if place == peak else token for place, token in enumerate(text["tokens"]))
-            say(f"{group}: {values[peak]:+.2f} at {text['tokens'][peak]!r} in {' '.join(marked.split())}")
+            say(f"{group}: {values[peak]:+.2g} at {text['tokens'][peak]!r} in {' '.join(marked.split())}")
     near = zip(
         cards.neighbour_layers[card].tolist(), cards.neighbour_indices[card].tolist(), cards.neighbour_cosines[card].tolist(),
         strict=True,

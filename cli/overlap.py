@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .compare import show_overlap
-from .console import StudyFile, fail, p_value, say, table, wrote
+from .console import StudyFile, key_pairs, p_value, say, several_groups, table, wrote
 
 if TYPE_CHECKING:
     from ..analysis.ranks import RankAgreement
@@ -43,27 +43,28 @@ def overlap(
     correlation: Annotated[str, typer.Option(help="Of the Mantel test: spearman or pearson.")] = "spearman",
     seed: Annotated[int, typer.Option(help="Seed of permutations.")] = 0,
 ) -> None:
+    from ..analysis.distances import load_distances
     from ..analysis.overlap import combine
     from ..analysis.overlap import overlap as measure
     from ..analysis.ranks import rank_agreement
     from ..analysis.study import load, save
-    from ..analysis.tables import load_distances
     from ..analysis.trees import mantel, tree
 
     opened = load(study)
-    groups = _pairs(join, "--join", "NAME=a,b,c")
+    groups = key_pairs(join, "--join", "NAME=a,b,c")
     label = "joined" if groups else "overlap"
     sets = opened.sets
     if groups:
         sets = combine(sets, {key: [m.strip() for m in text.split(",")] for key, text in groups.items()}, how=how)  # pyright: ignore[reportArgumentType]
+    several_groups(list(sets), study, "compared")
     shared = measure(sets, uniform=uniform)
     given = None if distances is None else load_distances(
-        distances, shared.groups, kind=kind, names=_pairs(name, "--name", "GROUP=NAME"), standardise=standardise,  # pyright: ignore[reportArgumentType]
+        distances, shared.groups, kind=kind, names=key_pairs(name, "--name", "GROUP=NAME"), standardise=standardise,  # pyright: ignore[reportArgumentType]
         columns=None if columns is None else [column.strip() for column in columns.split(",")],
     )  # fmt: skip
     show_overlap(shared)
     found: dict[str, Any] = {label: shared}
-    if len(shared.groups) > 1 and bool((shared.sizes > 0).all()):
+    if bool((shared.sizes > 0).all()):
         found["tree" if label == "overlap" else "joined tree"] = tree(shared)
         show_tree(found["tree" if label == "overlap" else "joined tree"])
     if given is not None:
@@ -78,17 +79,6 @@ def overlap(
             show_ranks(agreed)
     save(study, found)
     wrote(study, then=f"neuropolis report {study} --out report.html")
-
-
-def _pairs(given: list[str] | None, option: str, form: str) -> dict[str, str]:
-    """{key: value} from repeated key=value."""
-    found = {}
-    for pair in given or []:
-        key, sign, value = pair.partition("=")
-        if not (sign and key.strip() and value.strip()):
-            fail(f"cannot read {pair!r}; expected {option} {form}")
-        found[key.strip()] = value.strip()
-    return found
 
 
 def show_tree(found: Tree) -> None:

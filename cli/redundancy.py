@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ..analysis.redundancy import Redundancy
 
 
+FEW = 10  # tokens a predictor, below which the fit is called loose
+
+
 def add(app: typer.Typer) -> None:
     app.command(name="redundancy", help="Which neurons' activations others of their layer predict; share of each set.")(
         redundancy
@@ -70,6 +73,10 @@ def show(found: Redundancy) -> None:
         f"neurons of which others of their layer predict {found.threshold:.0%} of the held-out variance: "
         f"{percent(found.whole)} % of site {found.site}"
     )
+    fitted, measured = found.origin["tokens"]
+    say(f"{found.origin['predictors']} predictors fitted on {fitted:,} tokens, measured on {measured:,} others")
+    if fitted < FEW * found.origin["predictors"]:
+        say(f"note: fewer than {FEW} tokens a predictor; what is said of single neurons would change with other texts")
     rows = [
         [layer, percent(float(above.float().mean())), f"{float(r2.nanmedian()):.2f}", f"{float(chance):.2f}",
          f"{float(correlation.abs().nanmedian()):.2f}"]

@@ -20,6 +20,7 @@ from .console import (
     open_corpus,
     open_model,
     say,
+    several_groups,
     table,
     wrote,
 )
@@ -52,10 +53,11 @@ def represent(
     memory: Memory = None,
 ) -> None:
     from ..analysis.representations import representations
-    from ..analysis.study import save
+    from ..analysis.study import load, save
     from ..neurons.atlas import check_target
 
     corpus = open_corpus(data, by=by)
+    several_groups(corpus.groups, data, "compared")
     subject = open_model(model, dtype=dtype, device=device, offload=offload, memory=memory)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
     found = representations(
@@ -63,7 +65,8 @@ def represent(
     )  # fmt: skip
     save(out, found, subject=subject)
     show(found)
-    wrote(out, then=f"neuropolis locate {model} --data {data} --out {out}")
+    scored = load(out).has("scores")
+    wrote(out, then=f"neuropolis {f'report {out}' if scored else f'locate {model} --data {data} --out {out}'}")
 
 
 def show(found: Representations) -> None:

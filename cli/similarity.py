@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .compare import show_similarity
-from .console import Device, Memory, Offload, StudyFile, open_model, p_value, say, table, wrote
+from .console import (
+    Device,
+    Memory,
+    Offload,
+    StudyFile,
+    fail,
+    key_pairs,
+    open_model,
+    p_value,
+    say,
+    several_groups,
+    table,
+    wrote,
+)
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..analysis.movement import Movement
     from ..analysis.similarity import Similarity
     from ..analysis.transfer import Transfer
@@ -36,7 +52,17 @@ def similarity(
     matrices: Annotated[str | None, typer.Option(help="gate, up, down, with commas; by default all.")] = None,
     center: Annotated[bool, typer.Option("--center", help="Take the mean of a layer's neurons off first.")] = False,
     gains: Annotated[
-        Path | None, typer.Option(help="Study with a continual run of these groups, to hold similarity against.")
+        Path | None,
+        typer.Option(
+            help="Study with a continual run of these groups, or a CSV (row learned, column asked), to hold similarity against."
+        ),
+    ] = None,
+    each: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --gains: the checkpoint or delta trained on each group; similarity is then taken in each.",
+            metavar="GROUP=CHECKPOINT",
+        ),
     ] = None,
     method: Annotated[str, typer.Option(help="With --gains: the method whose transfer is taken.")] = "per-task",
     controls: Annotated[int, typer.Option(help="Matched random sets per set.")] = 20,
@@ -48,13 +74,20 @@ def similarity(
     from ..analysis.movement import movement
     from ..analysis.similarity import similarity as measure
     from ..analysis.study import load, save
+    from ..analysis.trained import similarity_in_each as in_each
+    from ..analysis.transfer import transfer
 
     opened = load(study)
     sets = opened.sets
+    if after is None or gains is not None:
+        several_groups(list(sets), study, "compared")
+    models = _each(list(sets), each, gains)
+    measured = None if gains is None else _gains(list(sets), gains, method)
     subject = open_model(model or str(opened.subject.get("name", "")), device=device, offload=offload, memory=memory)
     opened.check(subject)
     parts = None if matrices is None else [one.strip() for one in matrices.split(",")]
     scores = opened.scores if align == "score" else None
+    loaders = {group: partial(_trained, place, subject, device) for group, place in models.items()}
     trained = None if after is None else _trained(after, subject, device)
     options = {
         "align": align,
@@ -64,20 +97,27 @@ def similarity(
         "controls": controls,
         "seed": seed,
     }
-    found = {"similarity": measure(subject, sets, **options)}  # pyright: ignore[reportArgumentType]
-    show_similarity(found["similarity"])
+    found: dict[str, Similarity] = {}
+    kept: list[Any] = []
+    if len(sets) > 1:
+        found["similarity"] = measure(subject, sets, **options)  # pyright: ignore[reportArgumentType]
+        show_similarity(found["similarity"])
     if trained is not None:
-        found["after"] = measure(trained, sets, base=subject, of="deltas" if deltas else "weights", **options)  # pyright: ignore[reportArgumentType]
-        say(f"{'what training changed' if deltas else 'the same'} in {after}:")
-        show_similarity(found["after"])
+        if len(sets) > 1:
+            found["after"] = measure(trained, sets, base=subject, of="deltas" if deltas else "weights", **options)  # pyright: ignore[reportArgumentType]
+            say(f"{'what training changed' if deltas else 'the same'} in {after}:")
+            show_similarity(found["after"])
         moved = movement(subject, trained, sets, matrices=parts, controls=controls, seed=seed)
         show_movement(moved)
-        save(study, found, moved, subject=subject)
-    if gains is not None:
-        helped = _transfer(found["similarity"], gains, method, seed)
+        kept.append(moved)
+    if measured is not None:
+        alike = found["similarity"] if not models else in_each(loaders, sets, base=subject, **options)
+        given = _is_table(gains)
+        source = str(gains) if given else f"{gains}, {method}"
+        helped = transfer(alike, measured, given=given, seed=seed, source=source)
         show_transfer(helped)
-        save(study, helped)
-    save(study, found, subject=subject)
+        kept.append(helped)
+    save(study, found, *kept, subject=subject)
     wrote(study, then=f"neuropolis report {study} --out report.html")
 
 
@@ -90,20 +130,39 @@ def _trained(name: str, subject: Subject, device: str | None) -> Subject:
     return open_model(name, device=device)
 
 
-def _transfer(alike: Similarity, path: Path, method: str, seed: int) -> Transfer:
-    from ..analysis.study import load
-    from ..analysis.transfer import measured_gains, transfer
-    from ..neurons.errors import SetError
+def _each(groups: list[str], given: list[str] | None, gains: Path | None) -> dict[str, str]:
+    """Where the model trained on each group is."""
+    models = key_pairs(given, "--each", "GROUP=CHECKPOINT")
+    if models and gains is None:
+        fail("--each holds similarity in each trained model against what was measured of it; name that with --gains")
+    if models and (missing := [group for group in groups if group not in models]):
+        fail(f"--each names no checkpoint for {', '.join(missing)}; expected one for each of {', '.join(groups)}")
+    return models
 
+
+def _is_table(path: Path | None) -> bool:
+    """Whether performance is given in a file of the user's, not in a study."""
+    return path is not None and path.suffix.lower() in (".csv", ".tsv", ".json")
+
+
+def _gains(groups: list[str], path: Path, method: str) -> Tensor:
+    """The measured gains of these groups [learned, asked], checked before anything is computed."""
+    from ..analysis.distances import load_performance
+    from ..analysis.study import load
+    from ..analysis.transfer import measured_gains
+
+    if len(groups) < 3:
+        fail(f"the study has the sets {', '.join(groups)}; a correlation with transfer needs three tasks or more")
+    if _is_table(path):
+        return load_performance(path, groups)
     result = load(path).continual
-    missing = [group for group in alike.groups if group not in result.tasks]
+    missing = [group for group in groups if group not in result.tasks]
     if missing:
-        raise SetError(
+        fail(
             f"{path} has no task {', '.join(missing)}; its tasks are {', '.join(result.tasks)}: select sets of these tasks"
         )
-    places = [result.tasks.index(group) for group in alike.groups]
-    gains = measured_gains(result, method=method)[places][:, places]
-    return transfer(alike, gains, seed=seed, source=f"{path}, {method}")
+    places = [result.tasks.index(group) for group in groups]
+    return measured_gains(result, method=method)[places][:, places]
 
 
 def show_movement(found: Movement) -> None:
@@ -121,6 +180,11 @@ def show_movement(found: Movement) -> None:
 def show_transfer(found: Transfer) -> None:
     """The correlation over all layers."""
     for name, (r, low, high, p, *_) in zip(("Pearson", "Spearman"), found.overall.tolist(), strict=True):
+        if r != r:
+            say(
+                f"{name}: nothing to correlate; gains or similarities do not vary, or one of them is missing for some pair"
+            )
+            continue
         say(
             f"similarity of parameters and transfer over {len(found.groups)} tasks: {name} {r:+.2f}, 95 % interval {low:+.2f} to "
             f"{high:+.2f} (bootstrap over tasks), p {p_value(p)}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from .style import PAPER, text_inches
 
 FULL, SHORT, BARE = "full", "short", "bare"
+_EQUAL_CONTRAST = 0.22  # the luminance on which white and the dark ink have the same contrast (WCAG 2.1)
 _LARGEST_VECTOR_MESH = 2500  # above it the cells become one embedded picture, or a page weighs megabytes
 
 
@@ -66,16 +67,17 @@ def heat(
     }
     long_side = max(values.shape) if values.size else 1
     seaborn.heatmap(
-        values, ax=axes, cmap=colours, vmin=limits[0], vmax=limits[1], annot=False, xticklabels=list(columns),
-        yticklabels=False if rows is None else list(rows), linewidths=0.6 if long_side <= 40 else 0, linecolor=PAPER,
+        values, ax=axes, cmap=colours, vmin=limits[0], vmax=limits[1], annot=False, xticklabels=False,
+        yticklabels=False, linewidths=0.6 if long_side <= 40 else 0, linecolor=PAPER,
         cbar=bar is not None, cbar_kws=bar_options,
     )  # fmt: skip
     if notes is not None:
         _write(axes, values, notes, colours, limits, points)
     turn: dict[str, Any] = {"rotation": 0} if level else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticklabels(axes.get_xticklabels(), **turn)
+    # not by seaborn, which draws long names upright to see whether they fit
+    axes.set_xticks(np.arange(len(columns)) + 0.5, labels=list(columns), **turn)
     if rows is not None:
-        axes.set_yticklabels(axes.get_yticklabels(), rotation=0)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, labels=list(rows), rotation=0)
     axes.tick_params(length=0)
     if values.size > _LARGEST_VECTOR_MESH:
         axes.collections[0].set_rasterized(True)
@@ -89,7 +91,7 @@ def _write(
     for row, column in zip(*np.nonzero((notes != "") & np.isfinite(values)), strict=True):
         channels = np.array(colours(float(np.clip((values[row, column] - limits[0]) / span, 0, 1)))[:3])
         linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-        light = float(linear @ [0.2126, 0.7152, 0.0722]) > 0.408  # as seaborn's heat map does
+        light = float(linear @ [0.2126, 0.7152, 0.0722]) > _EQUAL_CONTRAST
         axes.text(
             column + 0.5, row + 0.5, notes[row, column], ha="center", va="center", size=points, linespacing=1.15,  # pyright: ignore[reportArgumentType]
             color=".15" if light else "w",

@@ -13,7 +13,7 @@ from .report import rendered
 from .saving import write_whole
 from .sections import Section, section
 from .style import letters_left_to_the_reader
-from .tables import Table, numbers, p_values, points, words
+from .tables import Column, Form, Table, numbers, p_values, words, written
 
 if TYPE_CHECKING:
     from ..analysis.agreement import Agreement
@@ -77,7 +77,10 @@ def _sections(comparison: Comparison) -> list[Section]:
     if comparison.effects:
         pictures = ()
         if comparison.own:
-            caption = "Change of accuracy on a set's own group when the set is silenced, with its 95 % interval, in both studies."
+            caption = (
+                f"Change of {comparison.metric} on a set's own group when the set is silenced, with its 95 % interval, in both "
+                "studies."
+            )
             pictures = (Picture(effects_beside(comparison), "Effects beside one another", caption),)
         part = Part(said["effects"], None, pictures, (_effects_table(comparison),))
         found.append(_titled("effects", "Effects beside one another", part))
@@ -121,16 +124,29 @@ def _effect_words(comparison: Comparison) -> tuple[str, ...]:
     own = [pair for pair in comparison.own if math.isfinite(pair.difference)]
     if not own:
         return ("No set bears the name of a group that both studies asked about.",) if comparison.effects else ()
-    mean = [100 * sum(pair.change[study] for pair in own) / len(own) for study in (0, 1)]
+    mean = [sum(pair.change[study] for pair in own) / len(own) for study in (0, 1)]
     apart = [pair.set for pair in own if pair.difference_low > 0 or pair.difference_high < 0]
     how = "paired over items" if own[0].paired else "not paired: the questions are not known to be the same"
-    signs = [f"{value:+.1f}".replace("-", "\u2212") for value in mean]
+    signs = [change_of(comparison, value) for value in mean]
     return (
-        f"Mean change on the own group, over {len(own)} {'set' if len(own) == 1 else 'sets'}: {signs[0]} points in "
+        f"Mean change on the own group, over {len(own)} {'set' if len(own) == 1 else 'sets'}: {signs[0]} {_unit(comparison)} in "
         f"{comparison.names[0]}, {signs[1]} in {comparison.names[1]}. The 95 % interval of the difference ({how}, not "
         f"corrected for their number) lies off zero for {len(apart)} of {len(own)}"
         + (f": {', '.join(apart[:8])}{' and more' if len(apart) > 8 else ''}." if apart else "."),
     )
+
+
+def change_of(comparison: Comparison, value: float) -> str:
+    """A change as it is shown: points with one decimal, other units with three."""
+    return written(comparison.scale * value, _form(comparison))
+
+
+def _unit(comparison: Comparison) -> str:
+    return "points" if comparison.unit == "share" else comparison.unit
+
+
+def _form(comparison: Comparison) -> Form:
+    return "+.1f" if comparison.unit == "share" else "+.3f"
 
 
 def _sets_table(comparison: Comparison) -> Table:
@@ -157,25 +173,25 @@ def _ranks_table(found: Agreement) -> Table:
 
 
 def _effects_table(comparison: Comparison) -> Table:
-    pairs = comparison.effects
+    pairs, unit = comparison.effects, _unit(comparison)
+
+    def changes(name: str, values: list[float], high: list[float] | None = None) -> Column:
+        scaled = [None if ends is None else [comparison.scale * value for value in ends] for ends in (values, high)]
+        return numbers(name, scaled[0], _form(comparison), high=scaled[1])
+
     columns = [
         words("set silenced", [pair.set for pair in pairs], filtered=True),
         words("questions of", [pair.group for pair in pairs], filtered=True),
     ]
     for study, name in enumerate(comparison.names):
-        columns.append(points(f"change, {name} (points)", [pair.change[study] for pair in pairs]))
+        columns.append(changes(f"change, {name} ({unit})", [pair.change[study] for pair in pairs]))
         low, high = ([getattr(pair, end)[study] for pair in pairs] for end in ("low", "high"))
-        columns.append(points(f"95 % interval, {name}", low, high=high))
+        columns.append(changes(f"95 % interval, {name}", low, high))
     columns += [
-        points("difference (points)", [pair.difference for pair in pairs]),
-        points(
-            "95 % interval of the difference",
-            [pair.difference_low for pair in pairs],
-            high=[pair.difference_high for pair in pairs],
+        changes(f"difference ({unit})", [pair.difference for pair in pairs]),
+        changes(
+            "95 % interval of the difference", [pair.difference_low for pair in pairs], [pair.difference_high for pair in pairs]
         ),
-    ]
-    return Table(
-        "effects",
-        "Change of accuracy by silencing, in both studies; the difference is second less first",
-        tuple(columns),
-    )
+    ]  # fmt: skip
+    caption = f"Change of {comparison.metric} by silencing, in both studies; the difference is second less first"
+    return Table("effects", caption, tuple(columns))

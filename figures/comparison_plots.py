@@ -52,20 +52,23 @@ def rank_agreement(found: Agreement) -> Figure:
 
 
 def effects_beside(comparison: Comparison) -> Figure:
-    """Dots by set: change of accuracy on its own group in both studies, with 95 % intervals. Raises FigureError without any."""
+    """Dots by set: change of the metric on its own group in both studies, with 95 % intervals. Raises FigureError without any."""
     pairs = comparison.own
     if not pairs:
         raise FigureError("no set of both studies bears the name of a group whose effect was measured in both")
     with themed([*(pair.set for pair in pairs), *comparison.names]):
         figure, axes = _rows([pair.set for pair in pairs], height=0.42)
         for study, (name, colour, marker) in enumerate(zip(comparison.names, palette(2), "oD", strict=True)):
-            values = np.array([100 * pair.change[study] for pair in pairs])
-            low, high = (np.array([100 * getattr(pair, end)[study] for pair in pairs]) for end in ("low", "high"))
+            values = np.array([comparison.scale * pair.change[study] for pair in pairs])
+            low, high = (
+                np.array([comparison.scale * getattr(pair, end)[study] for pair in pairs]) for end in ("low", "high")
+            )
             rows = np.arange(len(pairs)) + (study - 0.5) * 0.34
             reach = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
             axes.errorbar(values, rows, xerr=reach, fmt=marker, color=colour, capsize=3, elinewidth=1.4, label=name)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel("change of accuracy on the set's own group (points), 95 % interval")
+        unit = "points" if comparison.unit == "share" else comparison.unit
+        axes.set_xlabel(f"change of {comparison.metric} on the set's own group ({unit}), 95 % interval")
         figure.legend(loc="outside upper right", frameon=False, ncols=2)
     return figure
 

@@ -10,6 +10,7 @@ import torch
 
 from .cells import as_array
 from .effects_plots import MOST_PANELS, dose_response, harness_changes, layer_sweep
+from .effects_words import change, change_unit, doing, harm, power_words
 from .parts import Part, Picture
 from .plots import SIGNIFICANT
 from .tables import Table, numbers, p_values, written
@@ -49,7 +50,7 @@ def curve(found: Curve) -> Part:
         sure = (own["p_controls"] < SIGNIFICANT).any(dim=1)
         headline = (
             f"{int(sure.sum())} of {len(sure)}",
-            f"sets {_harm(found)} their own group beyond matched controls at some {_step(found)} (p < {SIGNIFICANT}, Holm)",
+            f"sets {harm(found.effects)} their own group beyond matched controls at some {_step(found)} (p < {SIGNIFICANT}, Holm)",
         )
     table = _curve_table(found, own)
     return Part(curve_words(found, own), headline, (Picture(draw(found), title, caption),), (table,), (_ALONE,))
@@ -72,12 +73,12 @@ def curve_words(found: Curve, own: Mapping[str, Tensor]) -> tuple[str, ...]:
             if bool(sure[s].any())
         ]
         said.append(
-            f"Silencing {_harm(found, 's')} the own group more than the mean of "
+            f"{doing(effects)} {harm(effects, each=True)} the own group more than the mean of "
             f"{_many(effects.controls.shape[1], 'matched random set')} does in {int(sure.sum())} of "
             f"{_many(total, 'cell')} (sets by {_step(found)}s; one-sided sign-flip test over items, Holm over all cells, "
             f"p < {SIGNIFICANT})" + (f": {_listed(shown)}." if shown else ".")
         )
-    return (*said, _power_words(found))
+    return (*said, power_words(effects, of="cell"))
 
 
 def _mean_words(found: Curve) -> str:
@@ -86,39 +87,23 @@ def _mean_words(found: Curve) -> str:
     per = "\u00a0%" if effects.unit == "share" else f" {effects.unit}"
     most = int((effects.sign * mean["effect"]).nan_to_num(nan=torch.inf).argmin())
     parts = [
-        f"{name} {_shown(found, float(mean[key][most]))}"
+        f"{name} {change(effects, float(mean[key][most]))}"
         for key, name in (("control", "controls"), ("others", "other groups"), ("twin", "own group's twins"))
         if key in mean and math.isfinite(float(mean[key][most]))
     ]
     return (
         f"With nothing silenced, {effects.metric} is {base.mean():.3g}{per} on the mean of {_many(len(base), 'group')}. "
         f"On the mean of {_many(len(found.names), 'set')}, the own group changes most at {_place(found, most)}: "
-        f"{_shown(found, float(mean['effect'][most]))} {_unit(found)}" + (f" ({', '.join(parts)})." if parts else ".")
+        f"{change(effects, float(mean['effect'][most]))} {change_unit(effects)}"
+        + (f" ({', '.join(parts)})." if parts else ".")
     )
-
-
-def _power_words(found: Curve) -> str:
-    effects = found.effects
-    text = (
-        f"Each group has {_span(effects.num_items.tolist())} items ({_span(effects.num_questions.tolist())} questions)"
-    )
-    least = effects.smallest_detectable
-    known = effects.scale * least[least.isfinite()]
-    if len(known):
-        text += (
-            f"; the smallest change beyond the controls' that would be found 4 times in 5 is {_span(known.tolist(), '.3g')} "
-            f"{_unit(found)}"
-        )
-    if bool(least.isinf().any()):
-        text += f"; in {_many(int(least.isinf().sum()), 'cell')} nothing could be shown, for want of items"
-    return text + "."
 
 
 def _curve_table(found: Curve, own: Mapping[str, Tensor]) -> Table:
     scale, form = found.effects.scale, "+.1f" if found.effects.unit == "share" else "+.3f"
     flat = {key: as_array(values).ravel() * (1.0 if key == "p_controls" else scale) for key, values in own.items()}
     places = [100 * step if found.axis == "dose" else step for step in found.steps]
-    of = _unit(found)
+    of = change_unit(found.effects)
     columns = [
         column("set", np.repeat(found.names, len(places)), form="set", filtered=True),
         numbers("share (%)" if found.axis == "dose" else "layer", np.tile(places, len(found.names)), ".3g"),
@@ -205,10 +190,6 @@ def _metric(row: Mapping) -> str:
     return row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
 
 
-def _harm(found: Curve, ending: str = "") -> str:
-    return (f"hurt{ending}" if found.effects.expect == "worse" else f"help{ending}")  # fmt: skip
-
-
 def _step(found: Curve) -> str:
     return "layer" if found.axis == "layer" else "dose"
 
@@ -216,11 +197,3 @@ def _step(found: Curve) -> str:
 def _place(found: Curve, step: int) -> str:
     value = found.steps[step]
     return f"layer {value:g}" if found.axis == "layer" else f"{100 * value:g} %"
-
-
-def _shown(found: Curve, value: float) -> str:
-    return written(found.effects.scale * value, "+.1f" if found.effects.unit == "share" else "+.3f")
-
-
-def _unit(found: Curve) -> str:
-    return "points" if found.effects.unit == "share" else found.effects.unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,43 +66,58 @@ def _one_subject(sets: Mapping[str, NeuronSet]) -> None:
 
 
 def effect_matrix(effects: Effects, interval: tuple[Tensor, Tensor] | None = None) -> Figure:
-    """Heat map [set, group]: change of accuracy in percentage points when a set is silenced, with its interval.
+    """Heat map [set, group]: change of the metric, in its own unit, when a set is ablated, with its interval.
 
-    An asterisk marks changes that are worse than those by the matched controls at a corrected p below 0.05. Beside it
-    stand, per set, the change on its own group, the mean over the others and the mean of the controls on its own group
-    (where sets and groups share no names: the means over all groups). `interval` is that of the effects, where it is known.
+    Red is harm: a fall of what should be high, a rise of what should be low. An asterisk marks changes that are worse (for
+    kept sets better) than those by the matched controls at a corrected p below 0.05. Beside it stand, per set, the change on
+    its own group, the mean over the others and the mean of the controls on its own group (where sets and groups share no
+    names: the means over all groups). `interval` is that of the effects, where it is known.
     """
-    change = 100 * as_array(effects.effect)
-    low, high = (100 * as_array(bound) for bound in interval or effects.interval())
+    change = effects.scale * as_array(effects.effect)
+    low, high = (effects.scale * as_array(bound) for bound in interval or effects.interval())
     starred = as_array(effects.corrected(cells="all", correction=CELLS)[0]) < SIGNIFICANT
+    limit, digits = _limit_and_digits(effects, change)
     cell = cell_size(max(change.shape))
+    if cell.detail == FULL and effects.unit != "share":
+        longest = max(len(signed(value, digits=digits)) for value in (np.nanmin(low), np.nanmax(high), limit))
+        cell = replace(cell, width=max(cell.width, 0.055 * (2 * longest + 5)))
     side, headings = _beside(effects)
-    limit = float(np.nanmax(np.abs(change), initial=1.0))
     notes = np.full(change.shape, "", dtype=object)
     for place in np.ndindex(change.shape):
         mark = "*" if starred[place] else ""
-        value = signed(change[place], digits=1 if cell.detail == FULL else 0)
-        span = f"\n{signed(low[place], digits=0)} to {signed(high[place], digits=0)}" if value else ""
+        value = signed(change[place], digits=digits if cell.detail == FULL else max(0, digits - 1))
+        ends = [signed(end[place], digits=digits - (effects.unit == "share")) for end in (low, high)]
+        span = f"\n{ends[0]} to {ends[1]}" if value else ""
         notes[place] = {FULL: f"{value}{mark}{span}", BARE: mark}.get(cell.detail, f"{value}{mark}")
     with themed([*effects.sets, *effects.groups]):
         wide = CellSize(FULL, 0.62, cell.height, 7.5)
         width, height = frame(effects.sets, [*effects.groups, headings[-1]], cell=cell, extra=3 * wide.width + 0.4)
         figure = new_figure(width, height)
         main, beside = figure.subplots(1, 2, width_ratios=[cell.width * change.shape[1], wide.width * len(headings)])
-        colours = {"colours": diverging(), "limits": (-limit, limit)}
+        fall_is_harm = bool(effects.origin.get("higher_is_better", True))
+        colours = {"colours": diverging() if fall_is_harm else diverging().reversed(), "limits": (-limit, limit)}
         heat(main, change, columns=effects.groups, rows=effects.sets, notes=notes, points=cell.points, **colours)
-        side_notes = np.array([[signed(v) for v in row] for row in side], dtype=object)
+        side_notes = np.array([[signed(v, digits=digits) for v in row] for row in side], dtype=object)
+        unit = "points" if effects.unit == "share" else effects.unit
         heat(
             beside, side, columns=headings, rows=None, notes=None if cell.detail == BARE else side_notes,
-            points=wide.points, bar="change of accuracy (points)", **colours,
+            points=wide.points, bar=f"change of {effects.metric} ({unit})", **colours,
         )  # fmt: skip
-        main.set(xlabel="questions of group", ylabel="set silenced")
+        main.set(xlabel="questions of group", ylabel="set kept alone" if effects.kind == "keep" else "set silenced")
     return figure
 
 
+def _limit_and_digits(effects: Effects, change: np.ndarray) -> tuple[float, int]:
+    """Where the colours end, and decimals: one for percentage points, else three digits of the largest change."""
+    largest = float(np.nanmax(np.abs(change), initial=0.0))
+    if effects.unit == "share":
+        return max(1.0, largest), 1
+    return largest or 1.0, int(np.clip(2 - np.floor(np.log10(largest or 1.0)), 0, 4))
+
+
 def _beside(effects: Effects) -> tuple[np.ndarray, list[str]]:
-    """The columns beside the effect matrix [set, column], in percentage points, and their headings."""
-    change, control = 100 * as_array(effects.effect), 100 * as_array(effects.control_effect)
+    """The columns beside the effect matrix [set, column], in the metric's unit, and their headings."""
+    change, control = (effects.scale * as_array(values) for values in (effects.effect, effects.control_effect))
     own = np.array([-1 if place is None else place for place in effects.own_group], dtype=int)
     if (own < 0).any():
         return np.stack([_mean(change.T), _mean(control.T)], axis=1), ["all groups", "all groups, controls"]
@@ -116,13 +132,13 @@ def overlap_matrix(overlap: Overlap) -> Figure:
     """Heat map [group, group]: overlap of two sets against chance.
 
     The colour is log2(Jaccard / expected Jaccard of random sets of the same sizes); the cells say the Jaccard
-    index and the ratio, with an asterisk where the corrected p is below 0.05. The diagonal holds the sizes.
+    index and the ratio, with an asterisk where the corrected p is below 0.05. The diagonal holds the sizes. A pair that
+    shares nothing has the colour of half a shared neuron: pale where chance expects few, dark where it expects many.
     """
     jaccard, expected = as_array(overlap.jaccard).astype(float), as_array(overlap.expected).astype(float)
     ratio = np.divide(jaccard, expected, out=np.full_like(jaccard, np.nan), where=expected > 0)
     np.fill_diagonal(ratio, np.nan)
-    with np.errstate(divide="ignore"):
-        logs = np.log2(ratio)
+    logs = np.log2(np.where(ratio > 0, ratio, _half_a_neuron(overlap, expected)))
     limit = float(np.clip(np.max(np.abs(logs), initial=1.0, where=np.isfinite(logs)), 1.0, _FARTHEST))
     cell = cell_size(len(overlap.groups))
     starred = as_array(overlap.p_corrected) < SIGNIFICANT
@@ -135,9 +151,8 @@ def overlap_matrix(overlap: Overlap) -> Figure:
     with themed(overlap.groups):
         figure = new_figure(*frame(overlap.groups, overlap.groups, cell=cell))
         axes = figure.subplots()
-        # a pair with nothing in common has log2(0): it gets the colour of the palette's lower end
         heat(
-            axes, np.where(np.isneginf(logs), -_FARTHEST, logs), columns=overlap.groups, rows=overlap.groups,
+            axes, logs, columns=overlap.groups, rows=overlap.groups,
             notes=notes, points=cell.points, colours=diverging(), limits=(-limit, limit),
             bar="log2 (Jaccard / chance)", open_ended=True,
         )  # fmt: skip
@@ -146,6 +161,15 @@ def overlap_matrix(overlap: Overlap) -> Figure:
                 place + 0.5, place + 0.5, f"{int(size)}", ha="center", va="center", size=cell.points, style="italic"
             )
     return figure
+
+
+def _half_a_neuron(overlap: Overlap, expected: np.ndarray) -> np.ndarray:
+    """The ratio to chance [group, group] of two sets of these sizes with half a neuron in common; NaN on the diagonal."""
+    sizes = as_array(overlap.sizes).astype(float)
+    ratio = np.full_like(expected, np.nan)
+    known = (expected > 0) & ~np.eye(len(expected), dtype=bool)
+    np.divide(0.5 / np.maximum(sizes[:, None] + sizes - 0.5, 0.5), expected, out=ratio, where=known)
+    return ratio
 
 
 def _short(ratio: Any) -> str:

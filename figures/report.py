@@ -45,9 +45,11 @@ def save_figures(
     """Write every figure of a study (or those of the kinds `only`) into a folder, and return the files.
 
     Raises AtlasError, with the command that makes it, when the study lacks a kind of `only`; FigureError for an unknown kind
-    or format, when there is nothing to draw, or when writing fails.
+    or format, when there is nothing to draw, when the folder is a file, or when writing fails.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FigureError(f"{folder} is a file; expected the name of a folder for the figures, there or new")
     for suffix in formats:
         if suffix not in FORMATS:
             raise FigureError(f"unknown format {suffix!r}; formats are {', '.join(FORMATS)}")
@@ -56,6 +58,10 @@ def save_figures(
         folder.mkdir(parents=True, exist_ok=True)
         written += [save_figure(figure, folder / f"{name}{suffix}") for suffix in formats]
     if not written:
+        if only:
+            raise FigureError(
+                f"{', '.join(only)} of this study have no figure; the report page has what they say in words"
+            )
         raise FigureError("the study holds nothing that has a figure; find neurons first: neuropolis locate, select")
     return written
 

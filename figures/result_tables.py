@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..neurons.sets import NeuronSet
-from .cells import as_array
-from .plots import CELLS
 from .tables import Table, numbers, p_values, percent, points, words
 
 if TYPE_CHECKING:
-    from ..analysis.effects import Effects
     from ..analysis.overlap import Overlap
     from ..analysis.similarity import Similarity
 
@@ -32,59 +29,6 @@ def sets_table(sets: Mapping[str, NeuronSet]) -> Table:
         *(numbers(f"layer {layer}", counts[:, layer]) for layer in range(depth)),
     )  # fmt: skip
     return Table("sets", "Neurons of each set, in all and by layer", columns)
-
-
-def effects_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What silencing every set does to its own group, to the others, and what its controls do; from `summary()`."""
-    own = [row for row in rows if row["group"] is not None]
-    base, low, high = (np.array([row[key] for row in own]) for key in ("base", "low", "high"))
-    columns = (
-        words("set", [row["set"] for row in own], form="set"), numbers("neurons", [row["size"] for row in own]),
-        percent("own group before (%)", base), percent("after (%)", [row["ablated"] for row in own]),
-        points("change (points)", [row["effect"] for row in own]), points("95 % interval", low, high=high),
-        points("others' change (points)", [row["others"] - row["others_base"] for row in own]),
-        points("controls' change (points)", [row["controls"] - row["base"] for row in own]),
-        p_values("p against others", [row["p_others"] for row in own]),
-        p_values("p against controls", [row["p_controls"] for row in own]),
-        words("specific", ["yes" if row["specific"] else "no" for row in own], filtered=True),
-        numbers("smallest detectable (points)", [100 * row["smallest_detectable"] for row in own], ".1f"),
-    )  # fmt: skip
-    return Table("effects", "Each set on its own group (p one-sided, Holm-corrected over the sets)", columns)
-
-
-def effect_cells_table(effects: Effects, interval: tuple[Any, Any]) -> Table:
-    """Every cell of the effect matrix."""
-    shape = effects.effect.shape
-    p, _ = effects.corrected(cells="all", correction=CELLS)
-    low, high = (as_array(end).ravel() for end in interval)
-    columns = (
-        words("set silenced", np.repeat(effects.sets, shape[1]), form="set", filtered=True),
-        words("questions of", np.tile(effects.groups, shape[0]), filtered=True),
-        percent("accuracy before (%)", effects.accuracy_base.expand(shape).flatten()),
-        percent("accuracy after (%)", effects.accuracy_ablated.flatten()),
-        points("change (points)", effects.effect.flatten()), points("95 % interval", low, high=high),
-        points("change by controls (points)", effects.control_effect.flatten()),
-        p_values("p against controls", p.flatten()),
-    )  # fmt: skip
-    return Table("effect-cells", "Every set on every group (p one-sided, Benjamini-Hochberg over all cells)", columns)
-
-
-def metric_cells_table(effects: Effects, interval: tuple[Any, Any]) -> Table:
-    """Every set on every group by another metric than accuracy, in the metric's unit."""
-    shape, scale = effects.effect.shape, effects.scale
-    unit = "%" if effects.unit == "share" else effects.unit
-    p, _ = effects.corrected(cells="all", correction=CELLS)
-    low, high = (scale * as_array(end).ravel() for end in interval)
-    columns = (
-        words("set", np.repeat(effects.sets, shape[1]), form="set", filtered=True),
-        words("questions of", np.tile(effects.groups, shape[0]), filtered=True),
-        numbers(f"{effects.metric} before ({unit})", scale * effects.mean_base.expand(shape).flatten(), ".3f"),
-        numbers(f"{effects.metric} after ({unit})", scale * effects.mean_ablated.flatten(), ".3f"),
-        numbers("change", scale * effects.effect.flatten(), "+.3f"), numbers("95 % interval", low, "+.3f", high=high),
-        numbers("change by controls", scale * effects.control_effect.flatten(), "+.3f"),
-        p_values("p against controls", p.flatten()),
-    )  # fmt: skip
-    return Table("effect-cells", "Every set on every group (p one-sided, Benjamini-Hochberg over all cells)", columns)
 
 
 def overlap_table(overlap: Overlap) -> Table:

@@ -118,14 +118,17 @@ def similarity_and_transfer(transfer: Transfer) -> Figure:
         figure = new_figure(9.0, 3.8)
         left, right = figure.subplots(1, 2)
         colours = palette(max(2, len(transfer.groups)))
-        gains = 100 * as_array(transfer.gains)
+        given = bool(transfer.origin.get("given"))
+        gains = (1 if given else 100) * as_array(transfer.gains)
         for row, name in enumerate(transfer.groups):
             left.scatter(
                 mean[row][off[row]], gains[row][off[row]], s=18, color=colours[row], linewidth=0,
                 label=name if len(transfer.groups) <= _NAMED else None,
             )  # fmt: skip
-        left.axhline(0, color=INK, linewidth=0.8)
-        left.set(xlabel="similarity of parameters (mean over layers)", ylabel="change of accuracy (points)")
+        if not given:
+            left.axhline(0, color=INK, linewidth=0.8)
+        measure = "performance, as given" if given else "change of accuracy (points)"
+        left.set(xlabel="similarity of parameters (mean over layers)", ylabel=measure)
         left.set_title(_found("Pearson", *(float(v) for v in as_array(transfer.overall)[0, :4])))
         places = np.arange(layers.shape[1])
         for values, name, colour, marker in zip(layers, ("Pearson", "Spearman"), palette(2), "os", strict=True):

@@ -98,9 +98,21 @@ def diverging() -> Colormap:
 
 def text_inches(texts: Iterable[str], *, points: float = TEXT_POINTS) -> float:
     """About how long the longest of these names is on paper; East Asian letters count double."""
-    wide = {"W": 1.0, "F": 1.0}
-    lengths = [sum(wide.get(unicodedata.east_asian_width(letter), 0.62) for letter in text) for text in texts]
+    lengths = [sum(map(_ems, text)) for text in texts]
     return max(lengths, default=0.0) * _EM_INCHES * points / TEXT_POINTS
+
+
+@lru_cache(maxsize=4096)
+def _ems(letter: str) -> float:
+    """How wide a letter is, at least 0.62 of the type's size."""
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 1.0
+    font = FT2Font(font_manager.findfont(BASE_FONT))
+    font.set_size(TEXT_POINTS, 72)
+    return max(0.62, font.load_char(ord(letter)).linearHoriAdvance / 65536 / TEXT_POINTS)
 
 
 @lru_cache(maxsize=64)

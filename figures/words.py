@@ -19,7 +19,6 @@ from .tables import written
 
 if TYPE_CHECKING:
     from ..analysis.agreement import Agreement
-    from ..analysis.effects import Effects
     from ..analysis.overlap import Overlap
     from ..analysis.similarity import Similarity
     from ..attribution.fidelity_result import Fidelity
@@ -46,34 +45,6 @@ def sets_words(sets: Mapping[str, NeuronSet]) -> str:
         union = reduce(lambda a, b: a | b, chosen)
         words += f"; together {len(union):,} different neurons ({100 * union.share:.2f} %)"
     return words + "."
-
-
-def effects_words(effects: Effects, summary: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """For how many sets silencing hurts the own group more than the others and more than matched controls do."""
-    base = 100 * effects.accuracy_base[torch.isfinite(effects.accuracy_base)]
-    said = (
-        f"With nothing silenced, {effects.metric} is {base.mean():.1f} % on the mean of "
-        f"{_many(len(base), 'group')} ({_span(base.tolist(), '.1f')} %)."
-    )
-    rows = [row for row in summary if row["group"] is not None]
-    controls = effects.controls.shape[1]
-    if not rows:
-        return said, "No set bears the name of a group, so there is no own group to compare with the others."
-    if not controls:
-        return said, "The study has no controls, so it cannot be said whether random neurons would do the same."
-    specific = [row["set"] for row in rows if row["specific"]]
-    change, others, random = (
-        _points(torch.tensor([row[now] - row[was] for row in rows]).nanmean())
-        for now, was in (("ablated", "base"), ("others", "others_base"), ("controls", "base"))
-    )
-    found = (
-        f"Silencing (kind {effects.kind}) hurts the own group more than the mean of the others and more than the mean "
-        f"of {_many(controls, 'matched random set')} for {len(specific)} of {_many(len(rows), 'set')} (the larger of the "
-        f"two p-values, Holm-corrected, below {SIGNIFICANT}). Mean change in percentage points: own group {change}, "
-        f"other groups {others}, own group by controls {random}."
-    )
-    left = [row["set"] for row in rows if not row["specific"]]
-    return (said, found, *((f"Not shown for {_listed(left)}.",) if left else ()))
 
 
 def overlap_words(overlap: Overlap) -> str:

@@ -47,13 +47,17 @@ class Firing:
 
 @contextmanager
 def intervene_watched(subject: Subject, neurons: NeuronSet, **how: Any) -> Iterator[Firing]:
-    """`intervene`, with its hooks watched: they must have fired in every layer of the set by the end of the block.
+    """`intervene`, with its hooks watched: they must have fired in every layer that is edited by the end of the block.
 
     `how` is what `intervene` takes. An empty set has nothing to fire.
 
     Raises SubjectError at the end of the block when a layer's hook never fired, or not in every pass.
     """
     neurons.check(subject)
+    if how.get("kind") == "keep":
+        chosen, neurons = neurons, ~neurons  # what is edited is all else
+    else:
+        chosen = neurons
     taps = dict(enumerate(subject.site(neurons.site).taps))
     layers = tuple(layer for layer in taps if bool(neurons.mask[layer].any()))
     firing = Firing(layers)
@@ -74,7 +78,7 @@ def intervene_watched(subject: Subject, neurons: NeuronSet, **how: Any) -> Itera
             entered = _entered(taps[layer], lambda layer=layer: firing.entered.update((layer,)))
             stack.callback(entered.remove)
             stack.enter_context(_watching(taps[layer], neurons, layer, before(layer)))
-        stack.enter_context(intervene(subject, neurons, **how))
+        stack.enter_context(intervene(subject, chosen, **how))
         for layer in layers:
             stack.enter_context(_watching(taps[layer], neurons, layer, after(layer)))
         yield firing

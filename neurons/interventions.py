@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import SetError
 from .experts import RoutedEdit, by_expert
-from .positions import On, Where, watched
+from .positions import On, Where, check_place, watched
 from .sets import NeuronSet
 from .sites import Edit, Tap
 from .subject import Subject
@@ -78,8 +78,7 @@ def intervene(
     Raises SetError when a set is of another subject or site, when the kind is unknown, when it needs a reference, or
     when no token of the reference was routed to an expert of the set.
     """
-    if kind not in KINDS:
-        raise SetError(f"unknown kind {kind!r}; kinds are {', '.join(KINDS)}")
+    check_words(kind, on)
     chosen = united(neurons)
     for one in chosen:
         one.check(subject)
@@ -90,6 +89,13 @@ def intervene(
                 _check_reference(one, known, kind)
             _attach(stack, subject, one, kind, factor, known, torch.Generator().manual_seed(seed), where)
         yield
+
+
+def check_words(kind: str, on: str = "both") -> None:
+    """Raise SetError for an unknown kind or place; for callers that have much to do before they intervene."""
+    if kind not in KINDS:
+        raise SetError(f"unknown kind {kind!r}; kinds are {', '.join(KINDS)}")
+    check_place(on)
 
 
 def united(neurons: NeuronSet | Iterable[NeuronSet]) -> tuple[NeuronSet, ...]:

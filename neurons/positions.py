@@ -33,6 +33,12 @@ def answers_at(places: Callable[[], Bool[Tensor, "batch token"]]) -> Iterator[No
         _SAID.reset(token)
 
 
+def check_place(on: str) -> None:
+    """Raise SetError for a word that is no place."""
+    if on not in PLACES:
+        raise SetError(f"unknown on={on!r}; interventions stand on {', '.join(PLACES)}")
+
+
 @contextmanager
 def watched(model: nn.Module, on: On) -> Iterator[Where | None]:
     """Yields what says, inside a forward, at which positions to intervene: all (True), none (False), or a mask.
@@ -41,8 +47,7 @@ def watched(model: nn.Module, on: On) -> Iterator[Where | None]:
     reads the tokens of the one before again and one more, as `generate(use_cache=False)` does: which of them the model has
     written cannot be told.
     """
-    if on not in PLACES:
-        raise SetError(f"unknown on={on!r}; interventions stand on {', '.join(PLACES)}")
+    check_place(on)
     if on == "both":
         yield None
         return

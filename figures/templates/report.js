@@ -62,6 +62,8 @@
   for (const id of Object.keys(neurons.blocks)) if (!has(id)) known.set(id, []);
   const called = (id) => { const [, layer, index] = id.split("/"); return `layer ${layer}, neuron ${index}`; };
 
+  const plain = (name) => name.toLowerCase().replaceAll(" ", "");
+
   // tables: sorted, filtered, shown in pieces
 
   const views = new Map();
@@ -162,13 +164,28 @@
         if (select.value !== "") tests.push((row) => column.values[row] === Number(select.value));
       }
       this.kept = tests.length ? this.order.filter((row) => tests.every((test) => test(row))) : this.order;
+      this.hint = this.kept.length ? "" : this.advice();
       this.page = 0;
       this.show();
     }
 
-    test(word) {
+    compared(word) {
       const asked = word.match(/^([^<>=]+)(<=|>=|=|<|>)(-?[\d.]+(?:e-?\d+)?)$/);
-      const column = asked && this.columns.find((one) => !one.words && one.name.toLowerCase().replaceAll(" ", "").startsWith(asked[1]));
+      const column = asked && this.columns.find((one) => !one.words && plain(one.name).startsWith(asked[1]));
+      return [asked, column];
+    }
+
+    // what to say of an empty table when a word looks like a comparison and is none
+    advice() {
+      const wrong = this.search.value.trim().toLowerCase().split(/\s+/).find((word) => /[<>=]/.test(word) && !this.compared(word)[1]);
+      const names = this.columns.filter((one) => !one.words).map((one) => plain(one.name));
+      return wrong && names.length
+        ? `. \u201c${wrong}\u201d compares no column: expected one of ${names.join(", ")} (or how it begins), a sign (<, <=, =, >=, >) and a number`
+        : "";
+    }
+
+    test(word) {
+      const [asked, column] = this.compared(word);
       if (!column) return (row) => this.searched(row).includes(word);
       const wanted = Number(asked[3]);
       const holds = {
@@ -182,7 +199,7 @@
       const start = this.page * this.size;
       const shown = this.kept.slice(start, start + this.size);
       this.table.tBodies[0].replaceChildren(...shown.map((row) => this.row(row)));
-      this.count.textContent = `${this.kept.length.toLocaleString("en-US")} of ${this.rows.toLocaleString("en-US")} rows`;
+      this.count.textContent = `${this.kept.length.toLocaleString("en-US")} of ${this.rows.toLocaleString("en-US")} rows${this.hint ?? ""}`;
       this.pages(start, shown.length);
     }
 
@@ -377,33 +394,61 @@
       element("p", { className: "soft", textContent: holding.length ? `${holding.length === 1 ? "One set holds" : `${holding.length} sets hold`} it:` : "" }), held,
       ...found.map((one) => one.made), ...(neurons.blocks[id] ?? []).map(blockOf),
     );
+    delete body.dataset.notice;
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
     body.querySelector("[aria-label^='Close']").focus();
   };
 
+  // what stands behind the page's address; as it is, where it spells no text
+  const address = () => {
+    const hash = location.hash.slice(1);
+    try { return decodeURIComponent(hash); } catch { return hash; }
+  };
+
+  const notice = (title, text) => {
+    body.dataset.notice = "yes";
+    body.replaceChildren(
+      element("div", { className: "neuron-bar" }, button("Close", "Close this message", () => dialog.close())),
+      element("h2", { id: "neuron-title", textContent: title }), element("p", { textContent: text }),
+    );
+    if (!dialog.open) dialog.showModal();
+    body.querySelector("button").focus();
+  };
+
   dialog.addEventListener("close", () => {
-    if (location.hash.startsWith("#neuron/")) history.replaceState(null, "", location.pathname + location.search);
+    if (location.hash.startsWith("#neuron/") || body.dataset.notice) history.replaceState(null, "", location.pathname + location.search);
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("keydown", (event) => {
-    const id = decodeURIComponent(location.hash.slice("#neuron/".length));
+    const id = address().slice("neuron/".length);
     if (event.key === "ArrowRight") go(listing?.near(id, 1));
     if (event.key === "ArrowLeft") go(listing?.near(id, -1));
   });
 
   const follow = () => {
-    let hash = "";
-    try { hash = decodeURIComponent(location.hash.slice(1)); } catch { return; }
-    if (hash.startsWith("neuron/") && has(hash.slice(7))) { open(hash.slice(7)); return; }
+    const hash = address();
+    if (hash.startsWith("neuron/")) {
+      if (has(hash.slice(7))) open(hash.slice(7));
+      else notice("No such neuron on this page", `The address asks for ${hash.slice(7)}. Addresses are neuron/SITE/LAYER/INDEX, and the page has the first neurons of each set and group alone; the study holds all: neuropolis neuron.`);
+      return;
+    }
+    const column = listing?.columns.find((one) => one.form === "set");
+    const code = column?.words.indexOf(hash.slice(4)) ?? -1;
+    if (hash.startsWith("set/") && code < 0) {
+      const there = column ? `Sets with neurons on this page: ${column.words.join(", ")}.` : "This page has no list of neurons.";
+      notice("No such set on this page", `The address asks for ${hash.slice(4)}. ${there}`);
+      return;
+    }
+    delete body.dataset.notice;
     if (dialog.open) dialog.close();
-    if (!hash.startsWith("set/") || !listing) return;
-    const choice = listing.choices.find(({ column }) => column.form === "set");
-    const code = choice?.column.words.indexOf(hash.slice(4)) ?? -1;
-    if (code < 0) return;
-    choice.select.value = String(code);
-    listing.filter();
-    choice.select.focus();
+    if (!hash.startsWith("set/")) return;
+    const choice = listing.choices.find((one) => one.column === column);
+    if (choice) {
+      choice.select.value = String(code);
+      listing.filter();
+      choice.select.focus();
+    }
     document.querySelector(`.tools[data-for="${listing.id}"]`).scrollIntoView();
   };
   addEventListener("hashchange", follow);

@@ -10,7 +10,7 @@ import pytest
 import torch
 from neuropolis.analysis.cards import Cards, cards_from_record, neuron_card, neuron_cards
 from neuropolis.analysis.drives import pieces
-from neuropolis.analysis.readout import vocabulary_logits
+from neuropolis.analysis.readout import token_text, vocabulary_logits
 from neuropolis.attribution.attribute import attribute
 from neuropolis.corpora.examples import Corpus
 from neuropolis.neurons.errors import SetError, SiteError
@@ -141,3 +141,21 @@ def test_wrong_neurons_are_refused(planted: Subject, questions: Corpus) -> None:
         neuron_cards(planted, questions, [])
     with pytest.raises(SetError, match="sites mlp, q"):
         neuron_cards(planted, questions, ["mlp:0:0", "q:0:0"])
+
+
+class Pieces:
+    """A tokenizer whose tokens decode to no letter of their own."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def decode(self, ids: list[int]) -> str:
+        return {"A": "A"}.get(self.names[ids[0]], "\ufffd")
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return self.names[token]
+
+
+def test_parts_of_letters_are_told_apart_by_their_bytes() -> None:
+    tokenizer = Pieces("A", "<0xE6>", "\u00e6", "\u0120\u00e6\u0139", "\ufffd")  # as SentencePiece and GPT-2 name them
+    assert [token_text(tokenizer, token) for token in range(5)] == ["A", "<0xE6>", "<0xE6>", " <0xE6><0x97>", "token 4"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,29 @@ def test_subjects_of_one_shape_are_matched_by_place_and_others_are_not(tmp_path:
     assert wider.sets[0].shared is None
     assert "Neurons of 2 of 2 sets cannot be matched: north is of site mlp [4, 50]" in wider.notes[1]
     assert 'id="table-sets-0"' in page(wider)
+
+
+def test_effects_by_a_loss_are_in_its_unit_and_not_beside_accuracy(tmp_path: Path) -> None:
+    plain = effects("one", 6)
+    loss = replace(
+        plain, metric="loss", base=torch.zeros(2 * ITEMS), ablated=1.5 * (~plain.ablated).float(),
+        controls=torch.zeros(2, 1, 2 * ITEMS), origin={**plain.origin, "unit": "nats", "higher_is_better": False},
+    )  # fmt: skip
+    one = study(tmp_path, "a", loss, scores("one"))
+    found = compare_studies(one, one)
+    assert (found.metric, found.unit, found.scale) == ("loss", "nats", 1.0)
+    share = 1.5 * 6 / ITEMS
+    assert f": +{share:.3f} nats in " in words_of(found)["effects"][0]
+    html = page(found)
+    assert (
+        "change of loss on the set&#39;s own group (nats)" in html
+        or "change of loss on the set's own group (nats)" in html
+    )
+    assert "Change of loss by silencing" in html
+    assert "accuracy" not in html
+    beside = compare_studies(one, study(tmp_path, "b", plain, scores("one")))
+    assert beside.effects == ()
+    assert "They are in nats and in percentage points, and are not set side by side." in beside.notes
 
 
 def test_nothing_in_common_is_one_line(tmp_path: Path) -> None:

@@ -261,6 +261,16 @@ def test_bad_input_has_one_clear_line(subject: Subject, half: NeuronSet, corpus:
         evaluate(subject, "x", include=[tmp_path / "none"])
     with pytest.raises(SetError, match="controls is -1"):
         evaluate(subject, path, controls=-1)
+    with pytest.raises(HarnessError, match=r"limit is 0; expected a number of documents of each task, 1 or more"):
+        evaluate(subject, path, limit=0)
+    with pytest.raises(SetError, match="unknown kind 'x'"):
+        evaluate(subject, path, kind="x")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SetError, match="match='score' at site 'mlp' needs scores"):
+        evaluate(subject, path, off={"half": half}, controls=1, match="score")
+    with pytest.raises(SetError, match="match='activation' at site 'mlp' needs a reference"):
+        evaluate(subject, path, off={"half": half}, controls=1, match="activation")
+    with pytest.raises(SetError, match="one set alone"):
+        evaluate(subject, path, off={"half": half}, controls=1, match="groups")
     with pytest.raises(SetError, match="nothing to run"):
         evaluate(subject, path, intact=False)
     with pytest.raises(SetError, match="two runs would be called 'intact'"):

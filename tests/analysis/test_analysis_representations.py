@@ -137,6 +137,12 @@ def test_redundancy_of_sets(planted: Subject, questions: Corpus) -> None:
     torch.testing.assert_close(again.r2, found.r2, equal_nan=True)
     with pytest.raises(SetError, match="expected 1 to 7"):
         redundancy(planted, questions, predictors=8)
+    for share in (2, 0):
+        with pytest.raises(SetError, match=f"threshold is {share}; expected a share of variance"):
+            redundancy(planted, questions, threshold=share, predictors=2)
+    few = Corpus((questions.examples[0], questions.examples[2]), name="few")
+    with pytest.raises(CorpusError, match="'few' has 4 and 5 tokens in its two halves; 3 predictors need 6 or more"):
+        redundancy(planted, few, predictors=3, split=None)
     with pytest.raises(SetError, match="the sets are of site 'mlp'"):
         redundancy(planted, questions, sets, site="attn", predictors=2)
     with pytest.raises(CorpusError, match="has one item"):

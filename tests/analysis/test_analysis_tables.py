@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from neuropolis.analysis.distances import load_distances, load_performance
 from neuropolis.analysis.overlap import overlap
-from neuropolis.analysis.tables import correlate, load_distances
+from neuropolis.analysis.tables import correlate
 from neuropolis.analysis.trees import mantel, mantel_from_record, overlap_distance, tree, tree_from_record
 from neuropolis.neurons.errors import SetError
 from neuropolis.neurons.sets import NeuronSet
@@ -74,6 +75,48 @@ def test_a_bad_table_is_one_line(tmp_path: Path, text: str, options: dict[str, o
     assert "\n" not in str(raised.value)
     with pytest.raises(SetError, match="cannot read"):
         load_distances(tmp_path / "nothing.csv", GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "t.csv",
+            "c,x\njapan,1\nchina,2\nkenya,3\nJAPAN,9\n",
+            r"has 2 rows for japan \('japan', 'JAPAN'; capitals do not",
+        ),
+        ("t.csv", "c,x\njapan,1\nchina,2\nkenya,3\nkenya,3\n", "has 2 rows for kenya"),
+        ("t.csv", ",japan,china,kenya,China\njapan,0,1,2,1\nchina,1,0,3,0\nkenya,2,3,0,3\n", "has 2 columns for china"),
+        ("t.json", '{"japan": {}, "china": {}, "kenya": {}, "Japan": {}}', "has 2 rows for japan"),
+        ("t.json", '{"japan": {}, "japan": {}}', "has 'japan' twice in one object"),
+        ("t.json", "3", "holds the value 3 alone; expected an object of groups"),
+        ("t.json", "[[0, 1], [1, 0]]", "holds a list; expected an object"),
+        ("t.json", '{"japan": 3, "china": 4, "kenya": 5}', "holds the value 3 alone under 'japan'; expected its pairs"),
+        ("t.json", '{"japan": "near"}', "holds a text, 'near' under 'japan'"),
+        ("t.json", "{", "cannot read .*t.json"),
+    ],
+)
+def test_names_that_stand_twice_and_json_of_another_form(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(SetError, match=message) as raised:
+        load_distances(written(tmp_path, text, name), GROUPS)
+    assert "\n" not in str(raised.value)
+
+
+def test_rows_that_nobody_asks_for_may_stand_twice(tmp_path: Path) -> None:
+    path = written(tmp_path, "c,x\nperu,1\njapan,1\nchina,2\nkenya,3\nPeru,4\n")
+    assert load_distances(path, GROUPS)[0].tolist() == [0, 1, 2]
+
+
+def test_performance_has_learned_tasks_in_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, "learned,china,kenya,japan\nkenya,1,,2\nJapan,3,4,5\nchina,6,7,8\n")
+    found = load_performance(path, GROUPS)
+    assert found[:2].tolist() == [[5, 3, 4], [8, 6, 7]]
+    assert found[2, :2].tolist() == [2, 1]
+    assert bool(found[2, 2].isnan())
+    with pytest.raises(SetError, match="has no column for peru; expected both for every task"):
+        load_performance(written(tmp_path, "l,japan\njapan,1\nperu,2\n"), ("japan", "peru"))
+    with pytest.raises(SetError, match="row 'japan', column 'China': expected a number, found ''"):
+        load_performance(written(tmp_path, "l,japan,china\njapan,1,\nchina,2,1\n"), ("japan", "China"))
 
 
 def test_the_mantel_test_goes_through_every_permutation() -> None:
@@ -152,3 +195,16 @@ def test_what_cannot_be_joined_is_refused() -> None:
         mantel(pair, torch.zeros(3, 3))
     with pytest.raises(SetError, match="unknown linkage 'ward'"):
         tree(pair, linkage="ward")  # pyright: ignore[reportArgumentType]
+
+
+def test_distances_that_do_not_vary_say_nothing() -> None:
+    shared = overlap(sets([0, 1, 2, 3], [10, 11], [0, 1, 2, 4]))
+    with pytest.raises(
+        SetError, match=r"given distances \(flat.csv\) do not vary: they are 0.1 for every pair of groups"
+    ):
+        mantel(shared, torch.full((3, 3), 0.1).fill_diagonal_(0), source="flat.csv")
+    with pytest.raises(SetError, match="the given distances lack a number for some pair"):
+        mantel(shared, torch.full((3, 3), torch.nan))
+    apart = overlap(sets([0], [1], [2]))
+    with pytest.raises(SetError, match="the distances of the sets do not vary: they are 1 for every pair"):
+        mantel(apart, symmetric(3, 0))

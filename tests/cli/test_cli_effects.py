@@ -38,6 +38,35 @@ def test_ablate_with_every_choice_named(run: Run, study: Path) -> None:
     assert "exact_match in %" in run(*ABLATE, "--metric", "exact_match", "--max-new-tokens", "3", "--group", "north")
 
 
+def test_a_group_alone_has_the_controls_of_all_groups(run: Run, study: Path) -> None:
+    run(*ABLATE, "--match", "groups", "--metric", "loss")
+    whole = load(study).effects
+    run(*ABLATE, "--match", "groups", "--metric", "loss", "--group", "south")
+    alone = load(study).effects
+    assert alone.sets == ("south",)
+    assert alone.controls.equal(whole.controls[[whole.sets.index("south")]])
+
+
+def test_a_wrong_kind_is_refused_before_anything_is_asked(
+    run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import neuropolis.analysis.ablate as home
+
+    monkeypatch.setattr(home.Bench, "values", lambda *_: pytest.fail("asked"))
+    assert "unknown kind 'x'" in run(*ABLATE, "--kind", "x", fails=True)
+    assert "unknown on='x'" in run(*ABLATE, "--on", "x", fails=True)
+
+
+def test_one_group_alone_has_no_others(run: Run, study: Path) -> None:
+    rows = (study.parent / "my.jsonl").read_text().splitlines()
+    (study.parent / "one.jsonl").write_text("\n".join(row for row in rows if '"north"' in row))
+    printed = run(
+        "ablate", "model", "--data", "one.jsonl", "--study", "study.h5", "--controls", "2", "--group", "north"
+    )
+    assert "hurt their own group more than their controls" in printed
+    assert "there is no other group" in printed
+
+
 def test_sets_of_several_sites_just_work(run: Run, folder: Path) -> None:
     run(
         "locate", "model", "--data", "my.jsonl", "--out", "study.h5", "--preset", "tsn", "--option", 'site=["mlp", "v"]',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,63 @@ def test_evaluate_prints_a_table_and_writes_the_study(run: Run, folder: Path, st
     assert "evaluation" in run("info", "study.h5")
 
 
+def test_sets_of_a_name_from_three_files_are_three_runs(run: Run, folder: Path, study: NeuronSet) -> None:
+    subject = load_model(folder / "model")
+    for place, inside in enumerate("abc"):
+        (folder / inside).mkdir()
+        one = NeuronSet.from_indices(subject, site="mlp", indices={1: [place]})
+        save(folder / inside / "study.h5", {"north": one}, subject=subject)
+    off = [part for inside in "abca" for part in ("--off", f"{inside}/study.h5:north")]
+    run(
+        "evaluate",
+        "model",
+        "--corpus",
+        "my.jsonl",
+        "--limit",
+        "1",
+        "--study",
+        "out.h5",
+        *off,
+        "--off",
+        "study.h5:south",
+    )
+    runs = [f"{inside}/study.h5:north" for inside in "abc"]
+    found = load(folder / "out.h5").evaluation
+    assert found.runs == ("intact", *runs, "south")
+    assert len({found.origin["sets"][name] for name in runs}) == 3
+
+
+def test_files_of_other_names_and_deltas_are_told_apart(folder: Path, study: NeuronSet) -> None:
+    from neuropolis.cli.evaluate import _deltas, _sets
+
+    save(folder / "other.h5", {"north": ~study}, subject=load_model(folder / "model"))
+    assert list(_sets([str(folder / "study.h5:north"), str(folder / "other.h5:north")])) == [
+        "study:north",
+        "other:north",
+    ]
+    (folder / "late").mkdir()
+    shutil.copytree(folder / "delta", folder / "late" / "delta")
+    assert list(_deltas([folder / "delta"])) == ["tuned delta"]
+    both = [folder / "delta", folder / "late" / "delta"]
+    assert list(_deltas(both)) == [f"tuned {path}" for path in both]
+
+
+def test_kinds_controls_and_references_are_those_of_ablate(run: Run, folder: Path, study: NeuronSet) -> None:
+    asked = ("evaluate", "model", "--corpus", "my.jsonl", "--limit", "1", "--off", "study.h5:north")
+    run(*asked, "--kind", "keep", "--controls", "1", "--match", "groups")
+    found = load(folder / "study.h5").evaluation
+    assert found.origin["kind"] == "keep"
+    assert found.origin["match"] == "groups"
+    # north and south are each other's whole rest, and keeping one is silencing the other
+    assert found.runs == ("intact", "north", "north control 1")
+    run(*asked, "--kind", "mean", "--reference-group", "east", "--controls", "1", "--match", "activation")
+    origin = load(folder / "study.h5").evaluation.origin
+    assert (origin["kind"], origin["match"]) == ("mean", "activation")
+    assert origin["reference"]
+    assert "--match activation needs a reference" in run(*asked, "--match", "activation", fails=True)
+    assert "at site 'mlp' needs scores" in run(*asked, "--controls", "1", "--match", "score", fails=True)
+
+
 def test_nothing_is_kept_without_a_study(run: Run, folder: Path) -> None:
     out = run("evaluate", "model", "--corpus", "my.jsonl", "--ask", "text", "--limit", "2")
     assert "bits_per_byte" in out
@@ -66,4 +124,5 @@ def test_mistakes_have_one_clear_line(run: Run, study: NeuronSet) -> None:
     assert "unknown ask 'who'" in run("evaluate", "model", *corpus, "--ask", "who", fails=True)
     assert "no task file none.yaml" in run("evaluate", "model", "--tasks", "none.yaml", fails=True)
     assert "unknown kind" in run("evaluate", "model", *corpus, "--off", "study.h5:north", "--kind", "x", fails=True)
+    assert "limit is 0; expected a number of documents" in run("evaluate", "model", *corpus, "--limit", "0", fails=True)
     assert "no delta" in run("evaluate", "model", *corpus, "--delta", "none", fails=True)

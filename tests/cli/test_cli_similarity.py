@@ -73,6 +73,11 @@ def test_represent_and_redundancy(run: Run, study: str) -> None:
     printed = run("redundancy", study, "--data", "my.jsonl", "--predictors", "4", "--controls", "2")
     assert "random sets" in printed
     assert load(study).get("redundancy").groups == ("north", "south", "east")
+    assert "4 predictors fitted on" in printed
+    few = ("--data", "my.jsonl", "--predictors", "30")
+    assert "note: fewer than 10 tokens a predictor" in run("redundancy", study, *few, "--controls", "1")
+    assert "next: neuropolis report study.h5" in run("represent", "model", "--data", "my.jsonl", "--out", study)
+    assert "next: neuropolis locate model" in run("represent", "model", "--data", "my.jsonl", "--out", "new.h5")
     assert "expected 1 to 47" in run("redundancy", study, "--data", "my.jsonl", "--predictors", "99", fails=True)
 
 
@@ -92,3 +97,77 @@ def test_cards(run: Run, study: str) -> None:
     }.items():  # fmt: skip
         assert message in run("neuron", study, *arguments, "--data", "my.jsonl", fails=True)
     assert "does not name a bundled corpus" in run("neuron", study, "mlp:1:7", fails=True)
+
+
+def test_one_group_alone_is_one_clear_line(run: Run, folder: Path) -> None:
+    rows = (folder / "my.jsonl").read_text().splitlines()
+    (folder / "one.jsonl").write_text("\n".join(row for row in rows if '"north"' in row))
+    run("locate", "model", "--data", "one.jsonl", "--out", "one.h5")
+    run("select", "one.h5", "--top", "20%", "--contrast", "none")
+    before = load("one.h5").keys
+    for verb in ("overlap", "compare", "similarity"):
+        assert "one.h5 has one group alone, north; two or more are compared" in run(verb, "one.h5", fails=True)
+    represent = ("represent", "model", "--data", "one.jsonl", "--out", "one.h5")
+    assert "one.jsonl has one group alone, north" in run(*represent, fails=True)
+    assert load("one.h5").keys == before
+    tuned = (
+        "tune",
+        "model",
+        "--data",
+        "one.jsonl",
+        "--study",
+        "one.h5",
+        "--group",
+        "north",
+        "--out",
+        "d",
+        "--epochs",
+        "1",
+    )
+    run(*tuned)
+    printed = run("similarity", "one.h5", "--after", "d", "--controls", "1")
+    assert "change of the sets' parameters" in printed
+    assert "parameter similarity" not in printed
+    assert load("one.h5").has("movement")
+    assert not load("one.h5").has("similarity")
+
+
+def test_gains_are_looked_at_before_anything_is_computed(
+    run: Run, study: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import neuropolis.analysis.similarity as home
+
+    monkeypatch.setattr(home, "similarity", lambda *_args, **_options: pytest.fail("computed"))
+    assert "has no continual" in run("similarity", study, "--gains", study, fails=True)
+
+
+def test_similarity_in_each_trained_model_against_its_performance(run: Run, study: str, folder: Path) -> None:
+    groups = ("north", "south", "east")
+    for group in groups:
+        run(
+            "tune",
+            "model",
+            "--data",
+            "my.jsonl",
+            "--study",
+            study,
+            "--group",
+            group,
+            "--out",
+            f"d-{group}",
+            "--epochs",
+            "1",
+        )
+    (folder / "seen.csv").write_text("m,north,south,east\nnorth,9,1,2\nsouth,3,9,5\neast,6,2,9\n")
+    each = [part for group in groups for part in ("--each", f"{group}=d-{group}")]
+    printed = run("similarity", study, "--gains", "seen.csv", *each, "--controls", "0")
+    assert "similarity of parameters and transfer over 3 tasks: Pearson" in printed
+    found = load(study).get("transfer")
+    assert found.gains.tolist() == [[9, 1, 2], [3, 9, 5], [6, 2, 9]]
+    assert set(found.origin["similarity"]["each"]) == set(groups)
+    assert not found.similar.nan_to_num().allclose(found.similar.nan_to_num().transpose(0, 1))
+    for arguments, message in {
+        tuple(each): "name that with --gains", (*each[:4], "--gains", "seen.csv"): "--each names no checkpoint for east",
+        ("--each", "north", "--gains", "seen.csv"): "expected --each GROUP=CHECKPOINT",
+    }.items():  # fmt: skip
+        assert message in run("similarity", study, *arguments, fails=True)

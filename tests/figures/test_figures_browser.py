@@ -146,6 +146,39 @@ def test_filters_narrow_by_words_by_numbers_and_by_choice(opened: Any) -> None:
     assert {row[1] for row in rows(opened, "scores-0")} == {"中国"}
 
 
+def test_a_comparison_of_no_column_says_which_there_are(opened: Any) -> None:
+    field, said = (opened.locator(f".tools[data-for=table-scores-0] {one}") for one in ("input", "output"))
+    field.fill("bogus==")
+    assert "\u201cbogus==\u201d compares no column: expected one of rankingroup, layer" in said.inner_text()
+    field.fill("layer=")
+    assert "a sign (<, <=, =, >=, >) and a number" in said.inner_text()
+    field.fill("no such word")
+    assert said.inner_text().endswith(" rows")
+    field.fill("layer=3")
+    assert said.inner_text().endswith(" rows")
+
+
+def test_an_address_that_is_not_on_the_page_says_so(opened: Any, html: Path) -> None:
+    dialog = opened.locator("dialog")
+    for place, message in {
+        "neuron/mlp/99/1": "No such neuron on this page", "neuron/x": "No such neuron on this page",
+        "set/atlantis": "Sets with neurons on this page: japan, ", "neuron/%": "No such neuron on this page",
+    }.items():  # fmt: skip
+        opened.goto("about:blank")
+        opened.goto(f"{html.as_uri()}#{place}")
+        assert message in dialog.inner_text(), place
+        assert place.split("/", 1)[1] in dialog.inner_text()
+        opened.keyboard.press("Escape")
+        assert not dialog.is_visible()
+        opened.wait_for_function("location.hash === ''")
+    opened.evaluate("location.hash = '#set/atlantis'")
+    dialog.get_by_text("No such set").wait_for()
+    opened.evaluate("location.hash = '#set/kenya'")
+    opened.wait_for_function("!document.querySelector('dialog').open")
+    assert {row[1] for row in rows(opened, "scores-0")} == {"kenya"}
+    assert opened.evaluate("location.hash") == "#set/kenya"
+
+
 def test_pages_of_a_table_hold_every_row_once(opened: Any) -> None:
     seen: list[list[str]] = []
     pager = opened.locator(".pager[data-for=table-scores-0]")

@@ -25,7 +25,7 @@ from neuropolis.analysis.study import Study, load, save
 from neuropolis.analysis.tables import Agreement
 from neuropolis.analysis.transfer import Transfer
 from neuropolis.analysis.trees import Mantel, tree
-from neuropolis.figures import card_parts, effects_parts, parts, similarity_parts
+from neuropolis.figures import card_parts, effects_parts, parts, similarity_parts, state_parts, tree_parts
 from neuropolis.figures.report import page
 
 GROUPS = ("japan", "kenya", "peru")
@@ -171,13 +171,13 @@ def test_a_tree_stands_beside_its_own_overlap(tmp_path: Path) -> None:
     shared = overlap(make_sets(GROUPS))
     found = tree(shared)
     study = load(save(tmp_path / "study.h5", shared, found))
-    part = similarity_parts.trees(study)
+    part = tree_parts.trees(study)
     nearest = min(float(found.distance[a, b]) for a in range(3) for b in range(a))
     assert f"(distance {nearest:.3f})" in part.words[0]
     assert len(part.pictures) == 1
     assert part.tables[0].columns[3].values.tolist() == pytest.approx(found.linkage[:, 2].tolist())
     other = overlap(make_sets(GROUPS, seed=5))
-    alone = similarity_parts.trees(load(save(tmp_path / "other.h5", other, found)))
+    alone = tree_parts.trees(load(save(tmp_path / "other.h5", other, found)))
     assert not alone.pictures
     assert "in numbers alone" in alone.notes[-1]
     assert "is no test" in alone.notes[0]
@@ -195,17 +195,28 @@ def test_without_controls_nothing_is_said_of_them() -> None:
 
 
 def test_what_chance_explains_is_said_to_be_chance() -> None:
-    assert "this cannot be told from chance" in similarity_parts.mantel(mantel(p=0.3)).words[1]
+    assert "this cannot be told from chance" in tree_parts.mantel(mantel(p=0.3)).words[1]
     assert similarity_parts.transfer(transfer(p=0.001)).words[0].startswith("Tasks with more similar parameters help")
-    assert similarity_parts.representations(representations(cka=False)).words[1] == (
+    assert state_parts.representations(representations(cka=False)).words[1] == (
         "CKA could not be measured: fewer than four examples of two groups have one item."
     )
+
+
+def test_performance_as_it_was_given_is_not_called_points_of_accuracy() -> None:
+    given = dataclasses.replace(transfer(), gains=torch.full((3, 3), 71.3).double(), origin={"given": True})
+    part = similarity_parts.transfer(given)
+    assert part.pictures[0].figure.axes[0].get_ylabel() == "performance, as given"
+    assert part.tables[0].columns[3].name == "performance"
+    assert part.tables[0].columns[3].values.tolist() == pytest.approx([71.3] * 6)
+    assert "the performance given" in part.pictures[0].caption
+    gained = similarity_parts.transfer(transfer())
+    assert gained.tables[0].columns[3].values.tolist() == pytest.approx([10] * 6)
 
 
 def test_redundancy_without_sets_has_its_layers() -> None:
     nothing = torch.zeros(0)
     bare = dataclasses.replace(redundancy(), groups=(), sizes=nothing, shares=nothing, control_shares=torch.zeros(0, 0))
-    part = similarity_parts.redundancy(bare)
+    part = state_parts.redundancy(bare)
     assert not part.pictures
     assert part.tables[0].columns[1].values.tolist() == [50, 50]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from figure_makers import SUBJECT, make_effects, make_scores, make_study
+from figure_makers import SUBJECT, make_scores, make_study
 from matplotlib.figure import Figure
 from neuropolis.analysis.agreement import agreement
 from neuropolis.analysis.study import MADE_BY, Study, load, save
@@ -151,6 +151,10 @@ def test_figures_become_files(tmp_path: Path) -> None:
     written = save_figures(make_study(("a", "b")), tmp_path / "new", only=["set", "overlap"], formats=[".svg"])
     assert [path.name for path in written] == ["set.svg", "overlap.svg"]
     assert all(path.stat().st_size > 1000 for path in written)
+    with pytest.raises(FigureError, match=r"set\.svg is a file; expected the name of a folder"):
+        save_figures(make_study(("a", "b")), tmp_path / "new" / "set.svg")
+    with pytest.raises(FigureError, match="scores of this study have no figure; the report page has"):
+        save_figures(make_study(("a", "b")), tmp_path, only=["scores"])
     with pytest.raises(FigureError, match=r"unknown format '.gif'; formats are"):
         save_figures(make_study(("a", "b")), tmp_path, formats=[".gif"])
 
@@ -182,22 +186,3 @@ def test_agreement_needs_one_shape_and_a_group_in_common(tmp_path: Path) -> None
     short = load(save(tmp_path / "c.h5", dataclasses.replace(scores, **half)))
     with pytest.raises(SetError, match="one site and shape"):
         agreement(first, ["taylor"], second=short, others=["scores"])
-
-
-def test_effects_by_another_metric_are_in_its_unit() -> None:
-    from dataclasses import replace
-
-    from neuropolis.figures.parts import part_of
-
-    plain = make_effects(("japan", "kenya"))
-    loss = replace(
-        plain, metric="loss", base=plain.base.float(), ablated=3 * plain.ablated.float(), controls=plain.controls.float(),
-        origin={**plain.origin, "unit": "nats", "higher_is_better": False},
-    )  # fmt: skip
-    part = part_of("effects", loss)
-    text = " ".join(part.words)
-    assert "Measured by loss (in nats)" in text
-    assert "accuracy" not in text
-    assert part.pictures == ()
-    columns = {column.name: column for column in part.tables[0].columns}
-    assert columns["loss after (nats)"].values[0] == pytest.approx(float(loss.mean_ablated[0, 0]))

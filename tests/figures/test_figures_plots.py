@@ -117,6 +117,16 @@ def test_overlap_matrix_takes_pairs_with_nothing_in_common():
     assert "0.000\n×0.00*" in written(figure) or "0.000\n×0.00" in written(figure)
 
 
+def test_a_pair_with_nothing_in_common_is_as_dark_as_half_a_shared_neuron():
+    """So that a pair of which chance expects few is not the darkest of all."""
+    overlap = make_overlap(("a", "b", "c"))
+    overlap.jaccard[0, 1] = overlap.jaccard[1, 0] = 0.0
+    for expected in (0.01, 0.2):  # two sets of 27: half a neuron of 53.5
+        overlap.expected[0, 1] = overlap.expected[1, 0] = expected
+        colour = mesh(plots.overlap_matrix(overlap))[0, 1]
+        assert colour == pytest.approx(np.log2(0.5 / 53.5 / expected))
+
+
 def test_similarity_lines_are_means_over_pairs(groups):
     similarity = make_similarity(groups)
     lines = {line.get_label(): line.get_ydata() for line in plots.similarity_by_layer(similarity).axes[0].lines}
@@ -181,6 +191,21 @@ def test_names_are_not_cut(groups):
         extent = label.get_window_extent()
         assert extent.x0 >= box.x0
         assert extent.y1 <= box.y1
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "W" * 65, "\u540d" * 65])
+def test_very_long_names_leave_room_for_the_picture(name):
+    """Warnings are errors here, and matplotlib warns where names leave no room."""
+    both = (name, "b")
+    for figure in (
+        plots.neurons_by_layer(make_sets(both)), plots.effect_matrix(make_effects(both, items=6, controls=2)),
+        plots.overlap_matrix(make_overlap(both)),
+    ):  # fmt: skip
+        figure.draw_without_rendering()
+        assert name in {
+            text.get_text().removesuffix(" (23)").split(" (")[0] for text in figure.axes[0].get_yticklabels()
+        }
+        assert figure.axes[0].get_window_extent().width > 40
 
 
 def test_a_name_with_dollars_is_no_formula():

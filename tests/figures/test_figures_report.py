@@ -12,6 +12,7 @@ import torch
 from figure_makers import SUBJECT, make_effects, make_study, names
 from neuropolis.analysis.study import MADE_BY, load, save
 from neuropolis.figures import words
+from neuropolis.figures.effects_words import effects_words
 from neuropolis.figures.report import page, report
 
 HOSTILE = "<script>alert(1)</script>"
@@ -180,19 +181,17 @@ def test_several_artefacts_of_a_kind_each_have_their_part(tmp_path):
 def test_words_count_the_sets_whose_effect_is_specific():
     groups = ("a", "b", "c")
     effects = make_effects(groups, hurt=1.0)
-    strong = words.effects_words(effects, effects.summary())
+    strong = effects_words(effects, effects.summary())
     assert "for 3 of 3 sets" in strong[1]
     effects = make_effects(groups, hurt=0.06)
-    weak = words.effects_words(effects, effects.summary())
+    weak = effects_words(effects, effects.summary())
     assert "for 0 of 3 sets" in weak[1]
     assert weak[2] == "Not shown for a, b, c."
 
 
 def test_words_do_not_claim_without_controls():
     effects = make_effects(("a", "b"), hurt=1.0, controls=0)
-    assert (
-        "cannot be said whether random neurons would do the same" in words.effects_words(effects, effects.summary())[1]
-    )
+    assert "cannot be said whether random neurons would do the same" in effects_words(effects, effects.summary())[1]
 
 
 def test_words_count_pairs_beyond_chance():

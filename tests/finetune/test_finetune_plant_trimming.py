@@ -17,9 +17,7 @@ GROUPS = torch.tensor([0, 0, 0, 1, 1, 1])
 
 def sets_on(subject: Subject, **indices: list[int]) -> dict[str, NeuronSet]:
     layers = range(subject.num_layers)
-    return {
-        name: NeuronSet.from_indices(subject, indices=dict.fromkeys(layers, own)) for name, own in indices.items()
-    }
+    return {name: NeuronSet.from_indices(subject, indices=dict.fromkeys(layers, own)) for name, own in indices.items()}
 
 
 def disturb(beds: Beds, subject: Subject, neurons: NeuronSet, size: float = 3.0) -> None:

@@ -36,6 +36,20 @@ def test_a_watched_intervention_is_the_plain_one_and_is_counted(make_subject: Ma
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in subject.model.modules())
 
 
+def test_of_a_kept_set_all_other_neurons_layers_are_watched(make_subject: Make) -> None:
+    subject = make_subject("llama")
+    whole = range(subject.site("mlp").width)
+    kept = NeuronSet.from_indices(subject, site="mlp", indices={1: whole, 2: [3]})
+    with torch.no_grad():
+        with intervene(subject, kept, kind="keep"):
+            expected = subject.model(IDS).logits
+        with intervene_watched(subject, kept, kind="keep") as firing:
+            found = subject.model(IDS).logits
+    assert torch.equal(found, expected)
+    assert firing.layers == (0, 2)  # layer 1 is kept whole
+    assert dict(firing.edited) == {0: 1, 2: 1}
+
+
 def test_a_module_that_goes_round_its_hook_is_an_error(make_subject: Make) -> None:
     """As a fused kernel does that takes the weights and never calls the module."""
     subject = make_subject("llama")
