@@ -5,7 +5,7 @@
 
 An atlas with scores, sets, effects, overlap and similarity is written by one process from random numbers (no model), and read
 by another, whose largest resident memory is taken. It has no cards, ranks, trees or curves: a report with those takes longer and
-is larger. Run from an installed package (pip install -e .). Bars (issue 5): page under 60 s, reading under 1 GB; under 5 MB for 20 groups.
+is larger. Run from an installed package (pip install -e .). Bars: page under 60 s, reading under 1 GB; under 5 MB for 20 groups.
 """
 
 from __future__ import annotations
