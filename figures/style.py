@@ -111,6 +111,8 @@ def _ems(letter: str) -> float:
     if unicodedata.east_asian_width(letter) in "WF":
         return 1.0
     font = FT2Font(font_manager.findfont(BASE_FONT))
+    if not font.get_char_index(ord(letter)):  # some other font draws it, or none does
+        return 1.0
     font.set_size(TEXT_POINTS, 72)
     return max(0.62, font.load_char(ord(letter)).linearHoriAdvance / 65536 / TEXT_POINTS)
 
