@@ -131,7 +131,7 @@ def evaluate(
     check_words(kind)
     if limit is not None and limit <= 0:
         raise HarnessError(
-            f"limit is {limit}; expected a number of documents of each task, 1 or more, or a share below 1"
+            f"limit is {limit:g}; expected a number of documents of each task, 1 or more, or a share below 1"
         )
     sets = _named(off)
     controls, drawing = _drawing(sets, controls, match, scores=scores, others=others, reference=reference, seed=seed)
