@@ -125,6 +125,7 @@ if TYPE_CHECKING:
     from .finetune.location import Location as Location
     from .finetune.plant_files import load_plant as load_plant
     from .finetune.plant_files import save_plant as save_plant
+    from .finetune.planting import PlantRecipe as PlantRecipe
     from .finetune.plants import Plant as Plant
     from .finetune.plants import plant as plant
     from .finetune.rates import search_rates as search_rates
@@ -185,6 +186,7 @@ _HOME = {
     "Overlap": "analysis.overlap",
     "PairNeurons": "attribution.language_pairs",
     "Plant": "finetune.plants",
+    "PlantRecipe": "finetune.planting",
     "RankAgreement": "analysis.ranks",
     "Reading": "corpora.formats",
     "Redundancy": "analysis.redundancy",
