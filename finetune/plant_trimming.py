@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,21 +14,39 @@ from ..neurons.sets import NeuronSet
 from .beds import Beds
 from .slices import linear_parts
 
-IDLE = 0.05  # nats a fact that all idle neurons of a bed may cost together
+IDLE = (0.05, 0.01)  # nats a fact that all idle neurons of a bed may cost together; less where that is too much
 
 Channels = Mapping[str, Bool[Tensor, " channel"]]
 
 
 def trim(
-    beds: Beds, sets: Mapping[str, NeuronSet], facts: Sequence[Encoded], groups: Int[Tensor, " fact"]
+    beds: Beds,
+    sets: Mapping[str, NeuronSet],
+    facts: Sequence[Encoded],
+    groups: Int[Tensor, " fact"],
+    *,
+    sound: Callable[[], bool] = lambda: True,
 ) -> dict[str, NeuronSet]:
     """Put back the idle neurons of every bed; returns what is left of each.
 
     Training spreads over all that it is given, and some neurons end up carrying nothing: no method could find them, and
     counting them as the truth would be wrong. A bed's neurons are put back one at a time, in the order of how little that costs
     its groups' facts, as many as cost no group more than `IDLE` nats a fact together. The cost is measured with the bed's way alone
-    where a group has several. No score of any method enters.
+    where a group has several. No score of any method enters. Where beds are not `sound` afterwards less is put back, or nothing.
     """
+    planted = {key: master.detach().clone() for key, master in beds.masters.items()}
+    for most in IDLE:
+        left = _trimmed(beds, sets, facts, groups, most)
+        if sound():
+            return left
+        for key, master in beds.masters.items():
+            master.data.copy_(planted[key])
+    return dict(sets)
+
+
+def _trimmed(
+    beds: Beds, sets: Mapping[str, NeuronSet], facts: Sequence[Encoded], groups: Int[Tensor, " fact"], most: float
+) -> dict[str, NeuronSet]:
     left = {}
     for name, neurons in sets.items():
         places = neurons.mask.nonzero()
@@ -36,15 +54,20 @@ def trim(
         before = _losses(beds, name, facts, groups, {})
         cost = torch.stack([(_losses(beds, name, facts, groups, one) - before).max() for one in channels])
         order = cost.argsort()
-        idle = _most(beds, name, facts, groups, [channels[place] for place in order.tolist()])
+        idle = _how_many(beds, name, facts, groups, [channels[place] for place in order.tolist()], most)
         kept = _alone(neurons, places[order[idle:]])
         _put_back(beds, _together([channels[place] for place in order[:idle].tolist()]))
         left[name] = replace(kept, origin=dict(neurons.origin) | {"trimmed": idle})
     return left
 
 
-def _most(
-    beds: Beds, name: str, facts: Sequence[Encoded], groups: Int[Tensor, " fact"], channels: Sequence[Channels]
+def _how_many(
+    beds: Beds,
+    name: str,
+    facts: Sequence[Encoded],
+    groups: Int[Tensor, " fact"],
+    channels: Sequence[Channels],
+    most: float,
 ) -> int:
     """How many of the first ones can be put back together."""
     before = _losses(beds, name, facts, groups, {}, others=True)
@@ -53,7 +76,7 @@ def _most(
         middle = (low + high + 1) // 2
         without = _together(channels[:middle])
         cost = (_losses(beds, name, facts, groups, without, others=True) - before).max()
-        low, high = (middle, high) if float(cost) <= IDLE else (low, middle - 1)
+        low, high = (middle, high) if float(cost) <= most else (low, middle - 1)
     return low
 
 

@@ -110,7 +110,7 @@ def plant(
         beds, given, recipe, progress=progress, sound=lambda: prove(beds, evidence).holds, check_every=CHECK_EVERY
     )
     if prove(beds, evidence).holds:
-        sets = trim(beds, sets, given.facts, given.groups)
+        sets = trim(beds, sets, given.facts, given.groups, sound=lambda: prove(beds, evidence).holds)
     asked = {"per_group": per_group, "facts": facts, "site": site, "layout": layout, "variant": variant, "seed": seed}
     delta = beds.delta(_origin(corpus, keep, recipe, asked), history)
     planted = delta.merge(subject)
