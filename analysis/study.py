@@ -39,6 +39,7 @@ MADE_BY = {
     "movement": "neuropolis similarity --after MODEL", "transfer": "neuropolis similarity --gains STUDY",
     "representations": "neuropolis represent", "redundancy": "neuropolis redundancy", "cards": "neuropolis neuron",
     "evaluation": "neuropolis evaluate", "alignment": "neuropolis culture-spa evaluate",
+    "difficulty": "npl.save(study, npl.difficulty(...))",
 }  # fmt: skip
 
 

@@ -107,7 +107,8 @@ KINDS: dict[str, Kind] = {
         "What is tuned: share and overlap", "tuning_parts.sweep",
         "{model} --data FILE.jsonl --train GROUPS --test GROUPS --out {study}",
     ),
-    "alignment": Kind("Alignment with a survey", "survey_parts.alignment", ""),
+    "alignment": Kind("Alignment with a survey", "corpus_parts.alignment", ""),
+    "difficulty": Kind("Difficulty of examples", "corpus_parts.difficulty", ""),
     "translations": Kind("Translation: learned and lost", "tuning_parts.translations", ""),
     "scores": Kind(
         "Neurons", "neuron_parts.neurons", "{model} --data FILE.jsonl --out {study}", expected=True, together=True

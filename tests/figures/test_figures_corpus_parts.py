@@ -1,10 +1,13 @@
-"""A survey's alignment in the report: its words, its table, its picture."""
+"""Alignment and difficulty in the report: their words, their tables, their pictures."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from neuropolis.analysis.value_alignment import Alignment
-from neuropolis.figures.survey_parts import alignment, alignment_by_culture
+from neuropolis.attribution.difficulty import Difficulty
+from neuropolis.figures.corpus_parts import alignment, alignment_by_culture, difficulties, difficulty
+from neuropolis.figures.style import FigureError
 
 
 def found() -> Alignment:
@@ -31,3 +34,18 @@ def test_a_dot_with_its_interval_for_each_culture_and_both_baselines() -> None:
     (bars,) = axes.containers[0].lines[2]
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[66.0, 74.0], [40.0, 60.0]]
     assert {line.get_marker() for line in axes.lines} >= {"o", "_", "x"}
+
+
+def test_difficulty_by_hand() -> None:
+    given, alone = torch.tensor([1.0, 2.0, torch.nan]), torch.tensor([2.0, 1.0, torch.nan])
+    one = Difficulty("s", ("a", "b", "c"), given, alone, torch.tensor([3, 4, 0]), {"c": "too long"})
+    part = difficulty(one)
+    assert "Of 3 examples 2 have a difficulty" in part.words[0]
+    assert "For 50% of them the prompt makes the answer likelier." in part.words[0]
+    assert part.tables[0].first[0] == ["a", "0.368", "1.000", "2.000", "3"]
+    assert part.tables[0].first[2][1] == "–"
+    assert sum(patch.get_height() for patch in difficulties(one).patches) == 2
+    none = Difficulty("s", ("c",), given[2:], alone[2:], torch.tensor([0]), {"c": "too long"})
+    assert difficulty(none).words == ("None of 1 examples has a difficulty.",)
+    with pytest.raises(FigureError, match="no example has a difficulty"):
+        difficulties(none)
