@@ -43,11 +43,10 @@ def answer_questions(
     stopped; other questions, cultures and ways can be added to a file. `retry_failed` asks again what has failed. `digest`
     in a row names the question as it was put.
 
-    Raises GeneratorError when too many replies are useless (`patience`), CorpusError for an unknown culture and when `out`
-    was begun with other settings or has answers to other questions of the same ids.
+    Raises GeneratorError when too many replies are useless (`patience`), CorpusError for an unknown culture or way, and when
+    `out` was begun with other settings or has answers to other questions of the same ids.
     """
-    for key in cultures or ():
-        survey.culture(key)
+    _check_asking(survey, questions, cultures or tuple(survey.cultures), askings)
     settings = {
         "survey": survey_digest(survey), "generator": generator.name, "sampling": asdict(sampling), "seed": seed,
     }  # fmt: skip
@@ -170,6 +169,20 @@ def _keys(questions: Sequence[Question], cultures: Sequence[str], askings: Seque
     for question in questions:
         for asking in askings:
             yield from ((question.id, culture, asking) for culture in ((None,) if asking == "unaware" else cultures))
+
+
+def _check_asking(
+    survey: Survey, questions: Sequence[Question], cultures: Sequence[str], askings: Sequence[Asking]
+) -> None:
+    """Raise what a prompt of any wanted kind would raise, before a file is begun."""
+    for key in cultures:
+        survey.culture(key)
+    if not (questions and askings):
+        raise CorpusError(
+            f"nothing to ask: {len(questions)} questions, {len(askings)} ways of asking; name some of both"
+        )
+    for _, culture, asking in _keys(questions[:1], cultures, askings):
+        asked(survey, questions[0], culture, asking=asking)  # pyright: ignore[reportArgumentType]
 
 
 def _key(row: Row) -> Key:

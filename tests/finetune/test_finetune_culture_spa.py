@@ -273,6 +273,22 @@ def test_answers_that_never_have_a_number_stop_the_stage(survey: Survey, tmp_pat
         answer_questions(survey, survey.questions, Fake(reply), tmp_path / "b.jsonl", cultures=["FRA"])
 
 
+@pytest.mark.parametrize(
+    ("asking", "said"),
+    [
+        (["unaware", "awrae"], "unknown way of asking 'awrae'; expected unaware, aware, thinking"),
+        (["thinking"], "similarities of 'USA' with 0 cultures"),
+        ([], "nothing to ask: 8 questions, 0 ways"),
+    ],
+)
+def test_a_way_that_cannot_be_asked_is_said_before_a_file_is_begun(
+    survey: Survey, tmp_path: Path, asking: list[Any], said: str
+) -> None:
+    with pytest.raises(CorpusError, match=said):
+        answer_questions(survey, survey.questions, Fake(reply), tmp_path / "a.jsonl", askings=asking)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_to_collect_is_said(survey: Survey, tmp_path: Path) -> None:
     out = answer_questions(survey, survey.questions, Fake(lambda *_: "2"), tmp_path / "a.jsonl")
     with pytest.raises(CorpusError, match=r"no aware answer differs .*USA 8 compared, 0 invalid"):
