@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neuropolis.attribution.generators import Reply
+from neuropolis.attribution.generators import LocalGenerator, Reply
 from neuropolis.attribution.server import ServerGenerator
 from neuropolis.corpora.jsonl import read_jsonl
 
@@ -125,6 +125,19 @@ def test_replies_of_no_use_are_counted_and_nothing_else_is_a_failure(
     texts[0] = '{"Question": "New?", "Options": ["Yes", "No"]}'
     command = ("culture-spa", "generate", "big", *HERE, "--out", "g.jsonl", "--server", "http://127.0.0.1:9/v1")
     assert " replies in g.jsonl are of use\n" in run(*command, "--per-topic", "1", "--batch-size", "1")
+
+
+def test_a_model_without_a_template_is_told_to_collect_plain_texts(
+    run: Run, survey: Path, server: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def speak(_: LocalGenerator, prompts: Sequence[Any], **__: Any) -> list[Reply]:
+        return [Reply(_reply(prompt[0]["content"], 0)) for prompt in prompts]
+
+    monkeypatch.setattr(LocalGenerator, "__call__", speak)
+    said = run("culture-spa", "answer", "model", *HERE, "--out", "a.jsonl")
+    assert "next: neuropolis culture-spa collect a.jsonl --survey survey --plain --out instances.jsonl" in said
+    said = run("culture-spa", "answer", "m", *HERE, "--out", "b.jsonl", "--server", "http://127.0.0.1:9/v1")
+    assert "next: neuropolis culture-spa collect b.jsonl --survey survey --out instances.jsonl" in said
 
 
 def test_a_file_is_replaced_when_told_to_and_its_source_never(run: Run, survey: Path, server: list[str]) -> None:
