@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from typing import Any
@@ -106,7 +107,8 @@ class ServerGenerator:
                 return _whole(response, end)
         except HTTPError as error:
             with error:
-                self._refused(error.code, error.headers.get("Retry-After"), error.read(500).decode("utf-8", "replace"))
+                said = _beginning(error, end).decode("utf-8", "replace")
+                self._refused(error.code, error.headers.get("Retry-After"), said)
         except TimeoutError:
             raise _AskAgain(f"no whole reply in {self.timeout:g} s") from None
         except URLError as error:
@@ -121,7 +123,7 @@ class ServerGenerator:
         if status in USELESS:
             raise GeneratorError(f"{self.name} {USELESS[status]} (HTTP {status}: {said:.200})")
         if status in AGAIN or status >= 500:
-            raise _AskAgain(f"HTTP {status}: {said:.200}", float(wait) if wait and wait.isdigit() else 0.0)
+            raise _AskAgain(f"HTTP {status}: {said:.200}", float(wait) if wait and wait.isdecimal() else 0.0)
         raise _Fails(f"HTTP {status}: {said:.200}")
 
 
@@ -137,6 +139,15 @@ def _whole(response: HTTPResponse, end: float) -> bytes:
     if response.length:
         raise _AskAgain(f"the connection broke off {response.length} bytes before the reply's end")
     return b"".join(pieces)
+
+
+def _beginning(error: HTTPError, end: float) -> bytes:
+    """What a server says of an error, as far as it comes; a body that hangs or breaks off does not hide the status."""
+    said = b""
+    with suppress(HTTPException, OSError):
+        while len(said) < 500 and time.monotonic() < end and (piece := error.read1(500)):
+            said += piece
+    return said
 
 
 def _said(answer: bytes) -> str:

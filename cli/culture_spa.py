@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import culture_spa_tuning
-from .console import Device, Dtype, open_model, progress, say, several, stopped, table, wrote
+from .console import Device, Dtype, fail, open_model, progress, say, several, stopped, table, wrote
 
 if TYPE_CHECKING:
     from ..attribution.generators import Generator, Sampling
@@ -33,10 +34,13 @@ Timeout = Annotated[float, typer.Option("--timeout", help="Seconds that the serv
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the most probable token.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Draw from the most probable tokens with this share.")]
 NewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Tokens of a reply.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Prompts at once; a stopped run loses one batch at most.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Prompts at once; a stopped run loses one batch at most.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of prompts and replies.")]
 Useless = Annotated[float, typer.Option("--useless", help="Stop when more than this share of replies is of no use.")]
 Cultures = Annotated[list[str] | None, typer.Option("--culture", help="Only these cultures; all by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
 Questions = Annotated[Path | None, typer.Option("--questions", help="Filtered questions; without it the survey's own.")]
 
 
@@ -79,6 +83,7 @@ def generate(
             asked, speaker, out, per_topic=per_topic, topics=topic, sampling=sampling, batch_size=batch_size, seed=seed,
             patience=Patience(useless), tell=told, progress=bar,
         )  # fmt: skip
+    counted(out, "generate")
     wrote(out, then=f"neuropolis culture-spa filter {out} --survey {survey} --out filtered.jsonl")
 
 
@@ -87,10 +92,12 @@ def filter_(
     survey: SurveyFolder,
     out: Annotated[Path, typer.Option("--out", help="JSON Lines file; dropped questions stay in it with the reason.")],
     config: Config = None,
+    force: Force = False,
 ) -> None:
     """Drop duplicates and questions that cannot be answered by a number; mend options."""
     from ..finetune.culture_spa.questions import filter_questions
 
+    free(out, force, source)
     counts = filter_questions(opened_survey(survey, config), source, out)
     table(["questions", "number"], [[reason, count] for reason, count in counts.most_common()])
     wrote(out, then=f"neuropolis culture-spa answer MODEL --survey {survey} --questions {out} --out answers.jsonl")
@@ -131,8 +138,10 @@ def answer(
             opened, asked, speaker, out, cultures=_cultures(culture), askings=several([asking], ""), sampling=sampling,  # pyright: ignore[reportArgumentType]
             batch_size=batch_size, seed=seed, retry_failed=retry_failed, patience=Patience(useless), tell=told, progress=bar,
         )  # fmt: skip
+    counted(out, "answer")
     named = f" --questions {questions}" if questions else ""
-    wrote(out, then=f"neuropolis culture-spa collect {out} --survey {survey}{named} --out instances.jsonl")
+    plain = " --plain" if server is None and not has_template(speaker) else ""
+    wrote(out, then=f"neuropolis culture-spa collect {out} --survey {survey}{named}{plain} --out instances.jsonl")
 
 
 def collect(
@@ -149,10 +158,12 @@ def collect(
         bool, typer.Option("--chat/--plain", help="Chat messages, or texts for a model without a template.")
     ] = True,
     config: Config = None,
+    force: Force = False,
 ) -> None:
     """Keep the answers that a culture changes, as a corpus to locate, tune and evaluate with."""
     from ..finetune.culture_spa.answers import collect_instances
 
+    free(out, force, answers, *([questions] if questions else []))
     opened = opened_survey(survey, config)
     counts = collect_instances(
         opened, opened_questions(opened, questions), answers, out, asking=asking, cultures=_cultures(culture), strict=strict,  # pyright: ignore[reportArgumentType]
@@ -198,10 +209,39 @@ def generator(
     return LocalGenerator(open_model(model, dtype=dtype, device=device), rows)
 
 
+def free(out: Path, force: bool, *sources: Path) -> None:
+    """Stop where a file would be replaced that is read, or one that nobody said may be replaced."""
+    if any(out.resolve() == source.resolve() for source in sources):
+        fail(f"{out}: --out is the file that is read; give another name")
+    if out.exists() and not force:
+        fail(f"{out}: the file exists already; give another name, or --force to replace it")
+
+
 def told(note: str) -> None:
     """Say what was repaired, if anything was."""
     if note:
         say(note)
+
+
+def counted(out: Path, stage: str) -> None:
+    """Say how many replies of a file are of use, and stop where none is."""
+    from ..corpora.journal import read_journal
+    from ..finetune.culture_spa.answers import read_answers
+
+    rows = list(read_answers(out).values()) if stage == "answer" else read_journal(out, stage=stage)
+    bad = [row["failed"] for row in rows if "failed" in row]
+    again = "; --retry-failed asks them again" if stage == "answer" and bad else ""
+    common = f", most often: {Counter(bad).most_common(1)[0][0]}" if bad else ""
+    if len(bad) == len(rows):
+        fail(f"{out}: none of {len(rows)} replies is of use{common}{again}")
+    say(
+        f"{len(rows) - len(bad)} of {len(rows)} replies in {out} are of use{f'; {len(bad)} are not{common}' if bad else ''}{again}"
+    )
+
+
+def has_template(speaker: Generator) -> bool:
+    """Whether what speaks on this machine takes chat messages."""
+    return bool(speaker.subject.tokenizer.chat_template)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class going_on:  # noqa: N801

@@ -48,20 +48,23 @@ class Journal:
 def open_journal(path: str | os.PathLike[str], *, stage: str, settings: Mapping[str, Any]) -> Journal:
     """Open a journal to append to, made anew where there is none. Half a last line is cut off, which `note` says.
 
-    Raises CorpusError when the file is another stage's or was begun with other settings, or has a line that is no row.
+    Raises CorpusError, and leaves the file as it is, when that is another stage's or no stage's, was begun with other
+    settings, or has a line that is no row.
     """
     path = Path(path)
     header = {"stage": stage, "settings": json.loads(json.dumps(settings))}
     if not path.parent.is_dir():
         raise CorpusError(f"{path}: the folder {path.parent} does not exist; make it first")
+    line = _line(header)
     found, whole, note = _read(path) if path.exists() else ([], 0, "")
-    if note:
-        os.truncate(path, whole)
     if not found:
-        line = _line(header)
+        if note and not line.startswith(data := path.read_bytes()):
+            raise CorpusError(f"{path}: expected a file of the stage {stage!r}, found {data[:80]!r}; give another file")
         path.write_bytes(line)
         return Journal(path, [], [len(line)], note)
     _check(path, found[0][0], header)
+    if note:
+        os.truncate(path, whole)
     ends = [end for _, end in found]
     return Journal(path, [row for row, _ in found[1:]], ends, note)
 

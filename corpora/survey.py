@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +43,12 @@ class Question:
     def printed(self) -> str:
         """The options as a prompt has them: `1.Yes 2.No`."""
         return " ".join(f"{number}.{option}" for number, option in zip(self.numbers, self.options, strict=True))
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that name its text, options and numbering: ids repeat from file to file."""
+        said = json.dumps([self.text, self.options, self.first])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,11 @@ def plain_prompt(messages: Messages) -> str:
 def first_number(text: str, *, most: int) -> int | None:
     """The first whole number in a text; None where there is none or it is above `most`."""
     found = re.search(r"\d+", text)
-    return int(found[0]) if found and int(found[0]) <= most else None
+    digits = found[0].lstrip("0") if found else ""
+    if not found or len(digits) > len(str(most)):  # int() takes no thousands of digits
+        return None
+    number = int(digits or "0")
+    return number if number <= most else None
 
 
 def filled(survey: Survey, name: str, **gaps: str) -> str:

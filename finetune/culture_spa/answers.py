@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,18 +40,19 @@ def answer_questions(
 
     Each reply becomes a row of `out`: what was `said`, and under `answer` its first whole number from 0 to 15. Where there
     is none the row says so under `failed`, and so it does where nothing was said. A run that was stopped goes on where it
-    stopped; other questions, cultures and ways can be added to a file. `retry_failed` asks again what has failed.
+    stopped; other questions, cultures and ways can be added to a file. `retry_failed` asks again what has failed. `digest`
+    in a row names the question as it was put.
 
-    Raises GeneratorError when too many replies are useless (`patience`), CorpusError for an unknown culture and when `out`
-    was begun with other settings.
+    Raises GeneratorError when too many replies are useless (`patience`), CorpusError for an unknown culture or way, and when
+    `out` was begun with other settings or has answers to other questions of the same ids.
     """
-    for key in cultures or ():
-        survey.culture(key)
+    _check_asking(survey, questions, cultures or tuple(survey.cultures), askings)
     settings = {
         "survey": survey_digest(survey), "generator": generator.name, "sampling": asdict(sampling), "seed": seed,
     }  # fmt: skip
     journal = open_journal(out, stage="answer", settings=settings)
     tell(journal.note)
+    _check(journal.rows, questions, f"{journal.path}: ")
     done = {_key(row) for row in journal.rows if not (retry_failed and "failed" in row)}
     done |= {_key(row) for row in journal.rows if "failed" not in row}
     texts = {question.id: question for question in questions}
@@ -65,7 +66,7 @@ def answer_questions(
             [asked(survey, texts[id], culture, asking=asking) for id, culture, asking in batch],  # pyright: ignore[reportArgumentType]
             sampling=sampling, seeds=[row_seed(seed, *key) for key in batch],
         )  # fmt: skip
-        rows = [_row(key, reply) for key, reply in zip(batch, replies, strict=True)]
+        rows = [_row(key, texts[key[0]].digest, reply) for key, reply in zip(batch, replies, strict=True)]
         journal.append(rows)
         for row in rows:
             watch.count(row.get("failed", ""), row.get("said"))
@@ -85,8 +86,10 @@ def answers_by_culture(
 ) -> dict[str, dict[str, str | None]]:
     """What was said to each culture's questions, as `alignment` takes it; None where nothing was said.
 
-    The unaware answers are the same for every culture. Raises CorpusError for a culture without answers.
+    The unaware answers are the same for every culture. Raises CorpusError for a culture without answers and for answers to
+    other questions of the same ids.
     """
+    _check(rows.values(), survey.questions, "")
     found: dict[str, dict[str, str | None]] = {}
     for culture in cultures or tuple(survey.cultures):
         own = culture if asking != "unaware" else None
@@ -129,9 +132,10 @@ def collect_instances(
     number from 0 to 15), except that the answer that is learned must still be an option's. `chat` is that of
     `survey_corpus`; without it prompts are plain texts.
 
-    Raises CorpusError when nothing differs.
+    Raises CorpusError when nothing differs, and when the answers are to other questions of the same ids.
     """
     rows = read_answers(answers)
+    _check(rows.values(), questions, f"{answers}: ")
     examples, counts = [], {}
     for culture in cultures or tuple(survey.cultures):
         compared = different = invalid = 0
@@ -167,13 +171,38 @@ def _keys(questions: Sequence[Question], cultures: Sequence[str], askings: Seque
             yield from ((question.id, culture, asking) for culture in ((None,) if asking == "unaware" else cultures))
 
 
+def _check_asking(
+    survey: Survey, questions: Sequence[Question], cultures: Sequence[str], askings: Sequence[Asking]
+) -> None:
+    """Raise what a prompt of any wanted kind would raise, before a file is begun."""
+    for key in cultures:
+        survey.culture(key)
+    if not (questions and askings):
+        raise CorpusError(
+            f"nothing to ask: {len(questions)} questions, {len(askings)} ways of asking; name some of both"
+        )
+    for _, culture, asking in _keys(questions[:1], cultures, askings):
+        asked(survey, questions[0], culture, asking=asking)  # pyright: ignore[reportArgumentType]
+
+
 def _key(row: Row) -> Key:
     return row["question"], row["culture"], row["asking"]
 
 
-def _row(key: Key, reply: Reply) -> Row:
+def _check(rows: Iterable[Row], questions: Sequence[Question], place: str) -> None:
+    """Raise CorpusError where a row answers another question than that of its id."""
+    digests = {question.id: question.digest for question in questions}
+    for row in rows:
+        if (id := row["question"]) in digests and row.get("digest") != digests[id]:
+            raise CorpusError(
+                f"{place}expected answers to question {id!r} as it is now (digest {digests[id]}), found answers to another of "
+                f"that id (digest {row.get('digest')}); name the questions that were asked, or answer these into another file"
+            )
+
+
+def _row(key: Key, digest: str, reply: Reply) -> Row:
     question, culture, asking = key
-    row: Row = {"question": question, "culture": culture, "asking": asking}
+    row: Row = {"question": question, "culture": culture, "asking": asking, "digest": digest}
     if reply.text is None:
         return {**row, "failed": reply.failed}
     number = first_number(reply.text, most=MOST)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 MOST_OPTIONS = 10  # answers above 10 do not count in the alignment score
-_NUMBERED = re.compile(r"\s*\(?(\d+)\s*[.):=–—-]\s*(?=\S)")
+_NUMBERED = re.compile(r"\s*\(?(\d{1,9})\s*[.):=–—-]\s*(?=\S)")
 _NUMBER = r"['\"‘“]?\d+['\"’”]?"
 _SCALE = re.compile(
     rf"on a scale|\b(?:with|where|which) {_NUMBER} (?:being|means|meaning|is)\b|from {_NUMBER}.* to {_NUMBER}",
@@ -72,6 +72,8 @@ def normal(text: str) -> str:
 def _scale(question: str, numbers: Sequence[int], labels: Sequence[str]) -> tuple[str, list[str]]:
     if numbers[0] != 1 or not all(one < two for one, two in pairwise(numbers)):
         raise Refused(f"options are numbered {', '.join(map(str, numbers))}")
+    if numbers[-1] > MOST_OPTIONS:
+        raise Refused(f"{numbers[-1]} options; 2 to {MOST_OPTIONS} can be answered")
     told = ", ".join(f"{number} means '{label}'" for number, label in zip(numbers, labels, strict=True))
     return f"{question} On a scale where {told}.", [str(number) for number in range(1, numbers[-1] + 1)]
 

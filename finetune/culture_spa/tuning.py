@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -77,7 +78,8 @@ def tune_cultures(
     end-of-text token behind them. Parts that are in `out` already are kept, so that a stopped run goes on with the next;
     `tell(part, numbers trained)` is called after each.
 
-    Raises TuneError when a culture has no set, when `out` was begun with other settings, and what training raises.
+    Raises TuneError when a culture has no set, for chat messages that the subject has no template for, when `out` was begun
+    with other settings, and what training raises.
     """
     if way not in get_args(Way):
         raise TuneError(f"unknown way of tuning {way!r}; expected {', '.join(get_args(Way))}")
@@ -89,7 +91,8 @@ def tune_cultures(
         "recipe": asdict(recipe), "rank": rank if way == "lora" else None,
         "sets": {name: neurons.digest for name, neurons in chosen.items()},
     }  # fmt: skip
-    folder = _begun(Path(out), about)
+    _check_prompts(subject, instances)
+    folder = _begun(Path(out), about, members)
     for member in members:
         if (folder / member).is_dir():
             continue
@@ -138,13 +141,22 @@ def _chosen(instances: Corpus, sets: Mapping[str, NeuronSet] | None, each: bool)
     return own if each else {JOINT: reduce(or_, own.values())}
 
 
-def _begun(folder: Path, about: Mapping[str, Any]) -> Path:
+def _check_prompts(subject: Subject, instances: Corpus) -> None:
+    if getattr(subject.tokenizer, "chat_template", None):
+        return
+    if chat := next((example.id for example in instances if not isinstance(example.prompt, str)), None):
+        raise TuneError(
+            f"{chat}: the prompt is a list of messages, but {subject.name} has no chat template; collect the instances as "
+            "plain texts (culture-spa collect --plain)"
+        )
+
+
+def _begun(folder: Path, about: Mapping[str, Any], members: Sequence[str]) -> Path:
     """The folder, with what it is for; or that of an earlier run with the same settings."""
     file = folder / ABOUT
     if not folder.absolute().parent.is_dir():
         raise TuneError(f"cannot write {folder}: there is no folder {folder.parent}; make it first")
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+    if file.is_file() and (found := _about(file, members)):
         wanted = json.loads(json.dumps(about))
         if different := [name for name in wanted if found.get(name) != wanted[name]]:
             raise TuneError(
@@ -152,11 +164,34 @@ def _begun(folder: Path, about: Mapping[str, Any]) -> Path:
                 f"{wanted[different[0]]!r:.80}); go on with the same, or give another folder"
             )
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(one != file for one in folder.iterdir() if not one.name.startswith(f".{ABOUT}.")):
         raise TuneError(f"{folder} is there, not empty and no folder of tuned cultures; give another")
     folder.mkdir(exist_ok=True)
-    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    draft = folder / f".{ABOUT}.{os.getpid()}.tmp"
+    try:
+        with draft.open("w", encoding="utf-8") as written:
+            written.write(json.dumps(about, indent=1) + "\n")
+            written.flush()
+            os.fsync(written.fileno())
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
     return folder
+
+
+def _about(file: Path, members: Sequence[str]) -> dict[str, Any]:
+    """What an earlier run says of a folder; nothing where it was stopped before it had said so and before any part."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        return found
+    except ValueError as error:
+        if any((file.parent / name).exists() for name in members):
+            raise TuneError(
+                f"{file}: cannot be read ({error}), and there are tuned parts; give another folder"
+            ) from None
+        return {}
 
 
 def answer_tuned(

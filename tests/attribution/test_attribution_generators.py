@@ -131,6 +131,7 @@ def serve() -> Iterator[Callable[[Answer], tuple[str, list[dict[str, Any]]]]]:
                 with suppress(BrokenPipeError):  # the client had no time to wait
                     self.end_headers()
                     self.wfile.write(said)
+                    threading.Event().wait(float(headers.get("Hangs", 0)))
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -190,6 +191,24 @@ def test_what_may_pass_is_asked_again_and_what_does_not_pass_fails_with_its_reas
     assert failed.failed.startswith(reason)
     assert failed.failed.endswith("(3 attempts)")
     assert len(asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "headers"),
+    [
+        (500, b"", {"Content-Length": "100", "Hangs": "0.3"}),
+        (500, b"oops", {"Content-Length": "100", "Hangs": "0.3"}),
+        (503, b"zz\r\nbroken", {"Transfer-Encoding": "chunked"}),
+        (503, b"", {"Retry-After": "\u00b2"}),
+    ],
+)
+def test_an_error_whose_body_hangs_or_breaks_off_fails_like_any_other(
+    serve: Any, status: int, said: bytes, headers: dict[str, str]
+) -> None:
+    url, asked = serve(lambda *_: (status, said, headers))
+    (reply,) = ask(url, "a", attempts=2, timeout=0.1)
+    assert reply.failed == f"HTTP {status}: {'oops' if said == b'oops' else ''} (2 attempts)"
+    assert len(asked) == 2
 
 
 def test_a_row_that_the_server_refuses_fails_at_once(serve: Any) -> None:

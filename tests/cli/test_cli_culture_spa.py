@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neuropolis.attribution.generators import Reply
+from neuropolis.attribution.generators import LocalGenerator, Reply
 from neuropolis.attribution.server import ServerGenerator
 from neuropolis.corpora.jsonl import read_jsonl
 
@@ -105,6 +105,63 @@ def test_neurons_are_located_on_what_was_collected_tuned_and_asked(run: Run, sur
     assert "alignment" in run("info", "s.h5")
 
 
+def test_replies_of_no_use_are_counted_and_nothing_else_is_a_failure(
+    run: Run, survey: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str | None] = [None]
+
+    def speak(self: ServerGenerator, prompts: Sequence[Any], **_: Any) -> list[Reply]:
+        return [Reply(failed="gone") if texts[0] is None else Reply(texts[0]) for _ in prompts]
+
+    monkeypatch.setattr(ServerGenerator, "__call__", speak)
+    command = ("culture-spa", "answer", "big", *HERE, "--out", "a.jsonl", "--server", "http://127.0.0.1:9/v1")
+    said = "a.jsonl: none of 3 replies is of use, most often: gone; --retry-failed asks them again"
+    assert said in run(*command, "--asking", "unaware", fails=True)
+    assert said in run(*command, "--asking", "unaware", fails=True)
+    texts[0] = "2"
+    shown = run(*command, "--asking", "unaware,aware")
+    assert "6 of 9 replies in a.jsonl are of use; 3 are not, most often: gone; --retry-failed" in shown
+    assert "9 of 9 replies in a.jsonl are of use\n" in run(*command, "--retry-failed")
+    texts[0] = '{"Question": "New?", "Options": ["Yes", "No"]}'
+    command = ("culture-spa", "generate", "big", *HERE, "--out", "g.jsonl", "--server", "http://127.0.0.1:9/v1")
+    assert " replies in g.jsonl are of use\n" in run(*command, "--per-topic", "1", "--batch-size", "1")
+
+
+def test_a_model_without_a_template_is_told_to_collect_plain_texts(
+    run: Run, survey: Path, server: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def speak(_: LocalGenerator, prompts: Sequence[Any], **__: Any) -> list[Reply]:
+        return [Reply(_reply(prompt[0]["content"], 0)) for prompt in prompts]
+
+    monkeypatch.setattr(LocalGenerator, "__call__", speak)
+    said = run("culture-spa", "answer", "model", *HERE, "--out", "a.jsonl")
+    assert "next: neuropolis culture-spa collect a.jsonl --survey survey --plain --out instances.jsonl" in said
+    said = run("culture-spa", "answer", "m", *HERE, "--out", "b.jsonl", "--server", "http://127.0.0.1:9/v1")
+    assert "next: neuropolis culture-spa collect b.jsonl --survey survey --out instances.jsonl" in said
+
+
+def test_a_file_is_replaced_when_told_to_and_its_source_never(run: Run, survey: Path, server: list[str]) -> None:
+    remote = ("--server", "http://127.0.0.1:9/v1")
+    run("culture-spa", "generate", "big", *HERE, "--out", "g.jsonl", "--per-topic", "1", "--batch-size", "2", *remote)
+    run("culture-spa", "filter", "g.jsonl", *HERE, "--out", "f.jsonl")
+    run("culture-spa", "answer", "big", *HERE, "--questions", "f.jsonl", "--out", "a.jsonl", *remote)
+    before = {name: Path(name).read_bytes() for name in ("g.jsonl", "f.jsonl", "a.jsonl", "my.jsonl")}
+    asked = ("culture-spa", "collect", "a.jsonl", *HERE, "--questions", "f.jsonl", "--out")
+    for out in ("a.jsonl", "./f.jsonl"):
+        assert "--out is the file that is read" in run(*asked, out, "--force", fails=True)
+    same = run(
+        "culture-spa", "filter", "g.jsonl", *HERE, "--out", str(Path("g.jsonl").absolute()), "--force", fails=True
+    )
+    assert "--out is the file that is read" in same
+    for command in (asked, ("culture-spa", "filter", "g.jsonl", *HERE, "--out")):
+        assert "my.jsonl: the file exists already; give another name, or --force" in run(
+            *command, "my.jsonl", fails=True
+        )
+    assert before == {name: Path(name).read_bytes() for name in before}
+    run(*asked, "my.jsonl", "--force")
+    assert read_jsonl("my.jsonl").groups == ("USA", "CHN")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -117,6 +174,10 @@ def test_neurons_are_located_on_what_was_collected_tuned_and_asked(run: Run, sur
             ("answer", "m", *HERE, "--out", "a.jsonl", "--culture", "FRA", "--server", "http://x"),
             "has no culture 'FRA'",
         ),
+        (
+            ("answer", "m", *HERE, "--out", "a.jsonl", "--asking", "awrae", "--server", "http://x"),
+            "unknown way of asking 'awrae'",
+        ),
         (("filter", "my.jsonl", *HERE, "--out", "f.jsonl"), "expected a file of the stage 'generate'"),
         (("tune", "model", "--data", "my.jsonl", "--out", "t", "--way", "neurons"), "give the atlas with --study"),
         (("tune", "model", "--data", "my.jsonl", "--out", "t", "--way", "x"), "expected lora, full, neurons"),
@@ -126,3 +187,4 @@ def test_neurons_are_located_on_what_was_collected_tuned_and_asked(run: Run, sur
 )
 def test_a_wrong_argument_is_one_line(run: Run, survey: Path, arguments: tuple[str, ...], said: str) -> None:
     assert said in run("culture-spa", *arguments, fails=True)
+    assert not Path("a.jsonl").exists()

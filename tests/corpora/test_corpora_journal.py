@@ -48,6 +48,29 @@ def test_a_file_that_ends_in_its_first_line_is_begun_again(tmp_path: Path) -> No
     assert opened(path).note == ""
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        '{"my": "precious single line json"}', '{"stage": "answer", "settings": {"seed": 1}', "A thesis.", "ж",
+        '{"a": 1}\n{"b": 2}\n{"c": 3}', '{"stage": "answer", "settings": {"seed": 1}}\n{"id": 1}\n{"id',
+        '{"stage": "filter", "settings": {}}\n{"id": 1}\n{"id": 2}',
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_this_journal_is_left_as_it_is(tmp_path: Path, kept: str) -> None:
+    path = tmp_path / "precious.json"
+    path.write_text(kept, "utf-8")
+    with pytest.raises(CorpusError, match="give another file"):
+        opened(path, seed=2)
+    assert path.read_text("utf-8") == kept
+
+
+def test_an_empty_file_is_begun(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.touch()
+    opened(path).append(ROWS)
+    assert opened(path).rows == ROWS
+
+
 def test_rows_of_an_unfinished_batch_can_be_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     journal = opened(path)

@@ -160,6 +160,8 @@ def test_the_first_number_of_an_answer() -> None:
     assert first_number("I choose 2. 3", most=10) == 2
     assert first_number("12", most=10) is None
     assert first_number("none", most=10) is None
+    assert [first_number(text, most=15) for text in ("007", "000", "15", "16")] == [7, 0, 15, None]
+    assert first_number("1" * 5000, most=10) is None
     assert Question("Q", "t", ("a", "b")).numbers == range(1, 3)
 
 

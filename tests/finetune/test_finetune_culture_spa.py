@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,8 @@ def test_filtering_keeps_what_can_be_asked_and_says_why_not(survey: Survey, tmp_
         (["0. Yes", "1. No"], ("Q?", ("Yes", "No"))),
         (["1 - Never", "4 - Always"], ("Q? On a scale where 1 means 'Never', 4 means 'Always'.", ("1", "2", "3", "4"))),
         (["A lot", "2. No"], ("Q?", ("A lot", "2. No"))),
+        (["1 - Never", "999999999 - Always"], "999999999 options; 2 to 10 can be answered"),
+        ([f"{'1' * 5000}. Yes", "2. No"], ("Q?", (f"{'1' * 5000}. Yes", "2. No"))),
         (["2. b", "5. e"], "options are numbered 2, 5"),
         (["1 - Never", "20 - Always"], "20 options; 2 to 10 can be answered"),
         (["Yes", "yes "], "two options are the same"),
@@ -206,7 +209,8 @@ def test_answers_are_asked_for_collected_and_resumed(survey: Survey, tmp_path: P
     rows = read_answers(out)
     assert (len(rows), fake.batches) == (24, 3)
     assert rows["Q3", "CHN", "aware"] == {
-        "question": "Q3", "culture": "CHN", "asking": "aware", "said": "I choose 3", "answer": 3,
+        "question": "Q3", "culture": "CHN", "asking": "aware", "digest": survey.questions[3].digest,
+        "said": "I choose 3", "answer": 3,
     }  # fmt: skip
     assert rows["Q0", "CHN", "aware"]["failed"] == "gone"
     assert rows["Q1", "CHN", "aware"]["failed"] == "no number from 0 to 15"
@@ -227,6 +231,30 @@ def test_answers_are_asked_for_collected_and_resumed(survey: Survey, tmp_path: P
         answers_by_culture(survey, rows, asking="thinking")
 
 
+@pytest.mark.parametrize("changed", [{"text": "Is it bad?"}, {"options": ("No", "Perhaps", "Yes")}, {"first": 0}])
+def test_answers_to_another_question_of_the_same_id_are_not_taken(
+    survey: Survey, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    old = [Question("G00-00000", "Is it good?", ("Yes", "Perhaps", "No")), Question("G00-00001", "More?", ("a", "b"))]
+    new = [replace(old[0], **changed), old[1]]
+
+    def speak(prompt: Messages, _: int) -> str:
+        return "1" if prompt[0]["content"] == "toy" else "2"
+
+    out = answer_questions(survey, old, Fake(speak), tmp_path / "a.jsonl")
+    before = out.read_bytes()
+    found = f"question 'G00-00000' as it is now .digest {new[0].digest}., found answers to another .*{old[0].digest}"
+    with pytest.raises(CorpusError, match=rf"a\.jsonl: expected answers to {found}"):
+        answer_questions(survey, new, Fake(speak), out)
+    with pytest.raises(CorpusError, match=found):
+        collect_instances(survey, new, out, tmp_path / "i.jsonl")
+    with pytest.raises(CorpusError, match=found):
+        answers_by_culture(replace(survey, questions=tuple(new)), read_answers(out))
+    assert out.read_bytes() == before
+    answer_questions(survey, [*old, Question("G00-00002", "Grown?", ("a", "b"))], Fake(speak), out)
+    assert len(read_answers(out)) == 9
+
+
 def test_failed_answers_are_asked_again_only_when_told_to(survey: Survey, tmp_path: Path) -> None:
     out = answer_questions(survey, survey.questions, Fake(reply), tmp_path / "a.jsonl")
     answer_questions(survey, survey.questions, Fake(reply, stop=0), out)
@@ -243,6 +271,22 @@ def test_answers_that_never_have_a_number_stop_the_stage(survey: Survey, tmp_pat
             patience=Patience(replies=10))  # fmt: skip
     with pytest.raises(CorpusError, match="no culture 'FRA'"):
         answer_questions(survey, survey.questions, Fake(reply), tmp_path / "b.jsonl", cultures=["FRA"])
+
+
+@pytest.mark.parametrize(
+    ("asking", "said"),
+    [
+        (["unaware", "awrae"], "unknown way of asking 'awrae'; expected unaware, aware, thinking"),
+        (["thinking"], "similarities of 'USA' with 0 cultures"),
+        ([], "nothing to ask: 8 questions, 0 ways"),
+    ],
+)
+def test_a_way_that_cannot_be_asked_is_said_before_a_file_is_begun(
+    survey: Survey, tmp_path: Path, asking: list[Any], said: str
+) -> None:
+    with pytest.raises(CorpusError, match=said):
+        answer_questions(survey, survey.questions, Fake(reply), tmp_path / "a.jsonl", askings=asking)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_to_collect_is_said(survey: Survey, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,45 @@ def test_parts_that_are_there_are_kept_and_other_settings_refused(
         load_tuned(tmp_path / "t").member("east")
     with pytest.raises(TuneError, match=r"no tuned.json that can be read"):
         load_tuned(tmp_path / "gone")
+
+
+def test_a_folder_whose_description_was_cut_off_is_begun_again_and_never_over_tuned_parts(
+    make_subject: Any, instances: Corpus, tmp_path: Path
+) -> None:
+    subject, folder = make_subject("llama"), tmp_path / "t"
+    tune_cultures(subject, instances, folder, rank=2, recipe=RECIPE)
+    about = (folder / "tuned.json").read_bytes()
+    assert {path.name for path in folder.iterdir()} == {"tuned.json", "joint"}
+    for half in (about[:40], b"", b"[1]"):
+        (folder / "tuned.json").write_bytes(half)
+        with pytest.raises(TuneError, match=r"t.tuned\.json: cannot be read .*there are tuned parts; give another"):
+            tune_cultures(subject, instances, folder, rank=2, recipe=RECIPE)
+        assert (folder / "tuned.json").read_bytes() == half
+    shutil.rmtree(folder / "joint")
+    (folder / ".tuned.json.1.tmp").touch()  # of a run that was killed
+    (folder / "tuned.json").write_bytes(about[:40])
+    assert tune_cultures(subject, instances, folder, rank=2, recipe=RECIPE).members == ("joint",)
+    assert (folder / "tuned.json").read_bytes() == about
+
+
+def test_a_description_is_written_at_once_or_not_at_all(
+    make_subject: Any, instances: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        tune_cultures(make_subject("llama"), instances, tmp_path / "t", rank=2, recipe=RECIPE)
+    assert not list((tmp_path / "t").iterdir())
+
+
+def test_chat_messages_for_a_subject_without_a_template_are_said_before_a_folder_is_begun(
+    make_subject: Any, survey: Survey, tmp_path: Path
+) -> None:
+    with pytest.raises(TuneError, match=r"messages, but .* has no chat template; .*culture-spa collect --plain"):
+        tune_cultures(make_subject("llama"), survey_corpus(survey), tmp_path / "t", recipe=RECIPE)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
