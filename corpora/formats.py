@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from . import readers
 from .examples import Corpus, CorpusError
+from .files import unended_files
 
 Read = Callable[..., "Reading"]
 
@@ -106,10 +107,13 @@ def read_format(path: str | Path, format: str, **options: Any) -> Reading:
                 f"format {format!r} has no option {option!r}; it has {', '.join(chosen.options) or 'none'}"
             )
     try:
-        return chosen.read(Path(path), **options)
+        with unended_files() as unended:
+            reading = chosen.read(Path(path), **options)
     except CorpusError as error:
         hint = looks_like(path, but=format)
         raise CorpusError(f"{error}; {hint}" if hint else str(error)) from error
+    notes = (f"{file}: the last line has no line end, so the file may have been cut off" for file in unended)
+    return replace(reading, notes=(*reading.notes, *notes))
 
 
 def guess_formats(path: str | Path) -> tuple[str, ...]:
