@@ -19,6 +19,10 @@ from .files import unended_files
 Read = Callable[..., "Reading"]
 
 
+class NoRowLeft(CorpusError):
+    """Files that hold no row, or none that a reader keeps."""
+
+
 @dataclass(frozen=True)
 class Dropped:
     """A row that a reader left out: where it stands, and why."""
@@ -111,7 +115,8 @@ def read_format(path: str | Path, format: str, **options: Any) -> Reading:
             reading = chosen.read(Path(path), **options)
     except CorpusError as error:
         hint = looks_like(path, but=format)
-        raise CorpusError(f"{error}; {hint}" if hint else str(error)) from error
+        told = f"{path}: {error}" if isinstance(error, NoRowLeft) else str(error)
+        raise CorpusError(f"{told}; {hint}" if hint else told) from error
     notes = (f"{file}: the last line has no line end, so the file may have been cut off" for file in unended)
     return replace(reading, notes=(*reading.notes, *notes))
 
@@ -141,14 +146,14 @@ def gather(
     notes: Iterable[str] = (),
     rows: int | None = None,
 ) -> Reading:
-    """A reading of these examples; raises CorpusError with the reasons when every row was left out.
+    """A reading of these examples; raises NoRowLeft with the reasons when every row was left out.
 
     `rows` is how many rows were read, where an example is not one row; by default the kept and the dropped.
     """
     kept, out = tuple(examples), tuple(dropped)
     if not kept:
         reasons = ", ".join(f"{count} times {why}" for why, count in Counter(row.why for row in out).most_common(3))
-        raise CorpusError(f"{name}: no row is left to read{f' ({reasons})' if reasons else ''}")
+        raise NoRowLeft(f"{name}: no row is left to read{f' ({reasons})' if reasons else ''}")
     return Reading(Corpus(kept, name=name), len(kept) + len(out) if rows is None else rows, out, tuple(notes))
 
 

@@ -67,6 +67,22 @@ def test_half_a_line_of_json_at_the_end_is_told(tmp_path: Path) -> None:
         next(rows)
 
 
+@pytest.mark.parametrize(
+    ("format", "name", "said"),
+    [
+        ("fork", "fork.jsonl", "fork: no row is left to read"),
+        ("text", "north.txt", "north: no row is left to read"),
+        ("mgsm", "x.jsonl", "no file mgsm_LANG.tsv; there are none"),
+        ("xquad", "x.jsonl", "no file xquad.LANG.json; there are none"),
+    ],
+)
+def test_an_empty_file_is_told_by_its_path(tmp_path: Path, format: str, name: str, said: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(npl.CorpusError) as told:
+        npl.read_format(tmp_path / name, format)
+    assert str(told.value) == f"{tmp_path / name}: {said}"
+
+
 def test_what_is_not_of_the_named_format_is_told_by_what_it_looks_like(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("group,prompt,answer\na,b,c\n")
     assert guess_formats(tmp_path / "t.csv") == ("csv",)
