@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 from ...attribution.generators import Generator, Reply, Sampling, row_seed
 from ...corpora.examples import Corpus, CorpusError
@@ -47,6 +48,8 @@ def answer_questions(
     """
     for key in cultures or ():
         survey.culture(key)
+    if unknown := [one for one in askings if one not in get_args(Asking)]:
+        raise CorpusError(f"unknown way of asking {unknown[0]!r}; expected {', '.join(get_args(Asking))}")
     settings = {
         "survey": survey_digest(survey), "generator": generator.name, "sampling": asdict(sampling), "seed": seed,
     }  # fmt: skip

@@ -245,6 +245,12 @@ def test_answers_that_never_have_a_number_stop_the_stage(survey: Survey, tmp_pat
         answer_questions(survey, survey.questions, Fake(reply), tmp_path / "b.jsonl", cultures=["FRA"])
 
 
+def test_an_unknown_way_of_asking_is_refused_before_there_is_a_file(survey: Survey, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="unknown way of asking 'awrae'; expected unaware, aware, thinking"):
+        answer_questions(survey, survey.questions, Fake(reply), tmp_path / "a.jsonl", askings=["unaware", "awrae"])  # pyright: ignore[reportArgumentType]
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 def test_nothing_to_collect_is_said(survey: Survey, tmp_path: Path) -> None:
     out = answer_questions(survey, survey.questions, Fake(lambda *_: "2"), tmp_path / "a.jsonl")
     with pytest.raises(CorpusError, match=r"no aware answer differs .*USA 8 compared, 0 invalid"):
