@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from ...attribution.encoding import encode_corpus
 from ...attribution.generators import LocalGenerator, row_seed
 from ...corpora.examples import Corpus
 from ...corpora.survey import Asking, Survey
@@ -89,6 +90,7 @@ def tune_cultures(
         "recipe": asdict(recipe), "rank": rank if way == "lora" else None,
         "sets": {name: neurons.digest for name, neurons in chosen.items()},
     }  # fmt: skip
+    encode_corpus(subject, instances)  # what cannot be learned is told before there is a folder
     folder = _begun(Path(out), about)
     for member in members:
         if (folder / member).is_dir():
