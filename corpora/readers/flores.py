@@ -62,11 +62,7 @@ def _lines(path: Path, languages: str | None) -> Lines:
         for file in sorted((*path.glob(f"*.{part}"), *path.glob(f"{part}/*.{part}"))):
             files.setdefault(file.stem, []).append((part, file))
     chosen = only(files, languages, path=path, what="file LANG.dev or LANG.devtest (here, in dev/ or devtest/)")
-    lines = {
-        (part, language): read_lines(file)
-        for language, found in chosen.items()
-        for part, file in found
-    }
+    lines = {(part, language): read_lines(file) for language, found in chosen.items() for part, file in found}
     for part in SPLITS:
         lengths = {language: len(texts) for (other, language), texts in lines.items() if other == part}
         if len(set(lengths.values())) > 1:

@@ -62,7 +62,9 @@ def read_o_lora_files(
             examples += kept
             dropped += left
     if not examples and not dropped:
-        raise CorpusError(f"{root}: no labels.json in it or up to three folders below; expected a benchmark in O-LoRA's layout")
+        raise CorpusError(
+            f"{root}: no labels.json in it or up to three folders below; expected a benchmark in O-LoRA's layout"
+        )
     return gather(examples, name=root.name, dropped=dropped)
 
 

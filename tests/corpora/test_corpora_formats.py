@@ -153,7 +153,9 @@ def test_plain_text_is_grouped_by_file_and_folder(tmp_path: Path) -> None:
 
 def test_a_table_that_ends_inside_a_quote_is_told(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('group,prompt,answer\na,b,c\nd,e,"f and so o')
-    with pytest.raises(npl.CorpusError, match=r"t\.csv, after line 2: cannot be read as a table \(unexpected end of data"):
+    with pytest.raises(
+        npl.CorpusError, match=r"t\.csv, after line 2: cannot be read as a table \(unexpected end of data"
+    ):
         npl.read_format(tmp_path / "t.csv", "csv")
 
 
