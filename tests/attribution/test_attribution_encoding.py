@@ -10,6 +10,7 @@ import torch
 from neuropolis.attribution.difficulty import difficulty, opening
 from neuropolis.attribution.encoding import IGNORED, Encoded, collate, encode, forward
 from neuropolis.attribution.generation import generated
+from neuropolis.attribution.generators import LocalGenerator, Sampling
 from neuropolis.corpora.examples import Corpus, CorpusError, Example
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -69,6 +70,8 @@ def test_a_word_that_a_tokenizer_has_no_token_for_is_named(make_subject: Any) ->
     assert found.missing["2"].startswith("example '2': LlamaForCausalLM cannot tokenise 'six'")
     with pytest.raises(CorpusError, match="example '2': LlamaForCausalLM cannot tokenise 'six'"):
         generated(subject, rows, max_new_tokens=1)
+    with pytest.raises(CorpusError, match="a prompt: LlamaForCausalLM cannot tokenise 'six'"):
+        LocalGenerator(subject)([[{"role": "user", "content": "two and six"}]], sampling=Sampling(), seeds=[1])
 
 
 def knowing_words(subject: Any, *words: str) -> Any:
