@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +19,16 @@ from ..corpora.examples import Corpus, CorpusError
 from ..neurons.atlas import Record, record_type
 from ..neurons.pickling import by_fields
 from ..neurons.subject import Subject
-from .encoding import Encoded, answer_log_probs, collate, encode_example, forward, pad_id, plan_batches
+from .encoding import (
+    Encoded,
+    answer_log_probs,
+    collate,
+    encode_example,
+    forward,
+    has_tokens,
+    pad_id,
+    plan_batches,
+)
 
 REFEREE = {"base": 0.0, "tie": 0.5, "generated": 1.0}  # Eq 6
 Rows = list[tuple[int, float, float]]
@@ -157,7 +167,9 @@ def refereed(dual: Float[Tensor, " example"], verdicts: Sequence[str | None]) ->
 def opening(subject: Subject) -> tuple[int, ...]:
     """What stands before the first token of a text on its own: the tokenizer's own tokens, else its beginning or end of text."""
     tokenizer = subject.tokenizer
-    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    words = chain(["a"], (tokenizer.decode([token]) for token in range(64)))
+    sample = next((one for one in words if has_tokens(subject, one)), "a")  # not every tokenizer knows the letter
+    plain, whole = (tokenizer(sample, add_special_tokens=special)["input_ids"] for special in (False, True))
     for place in range(len(whole) - len(plain) + 1):
         if whole[place : place + len(plain)] == plain and place:
             return tuple(whole[:place])

@@ -61,9 +61,10 @@ def encode(subject: Subject, prompt: str | Messages, answer: str, *, name: str =
         raise SubjectError(f"{subject.name}: its tokenizer gives no offsets; load the fast version (use_fast=True)")
     special = isinstance(prompt, str)
     text = prompt if isinstance(prompt, str) else _rendered(subject, prompt, name)
-    coded = tokenizer(
-        text + answer, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True
-    )
+    coded = tokenised(
+        subject, text + answer, name=name, add_special_tokens=special, return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )  # fmt: skip
     border, end = len(text), len(text) + len(answer)
     inside = [
         place
@@ -79,10 +80,38 @@ def encode(subject: Subject, prompt: str | Messages, answer: str, *, name: str =
     return Encoded(tuple(coded["input_ids"][: inside[-1] + 1]), inside[0])
 
 
+def tokenised(subject: Subject, text: str, *, name: str, **options: Any) -> Any:
+    """What the subject's tokenizer makes of a text, called with these options.
+
+    Raises CorpusError where it has no token for a word of it, nor one for what it does not know: a word-level tokenizer
+    without [UNK].
+    """
+    try:
+        return subject.tokenizer(text, **options)
+    except Exception as error:
+        if type(error) is not Exception:  # all that the tokenizers library raises is of this very class
+            raise
+        word = next((one for one in text.split() if not has_tokens(subject, one)), text)
+        raise CorpusError(
+            f"{name}: {subject.name} cannot tokenise {word[:60]!r} ({error}); drop the example, or give another model"
+        ) from error
+
+
+def has_tokens(subject: Subject, word: str) -> bool:
+    """Whether the subject's tokenizer takes a word, and has a token for it."""
+    try:
+        return bool(subject.tokenizer(word, add_special_tokens=False)["input_ids"])
+    except Exception:
+        return False
+
+
 def _rendered(subject: Subject, messages: Messages, name: str) -> str:
     """Chat messages as the text that the subject's chat template makes of them, up to where the answer begins."""
     if not getattr(subject.tokenizer, "chat_template", None):
-        raise CorpusError(f"{name}: the prompt is a list of messages, but {subject.name} has no chat template")
+        raise CorpusError(
+            f"{name}: the prompt is a list of messages, but {subject.name} has no chat template; give prompts that are "
+            "texts (culture-spa collect --plain and corpus wvs --no-chat write such)"
+        )
     plain = [dict(message) for message in messages]
     return str(subject.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
 

@@ -9,7 +9,7 @@ import torch
 
 from ..corpora.examples import Corpus
 from ..neurons.subject import Subject
-from .encoding import _rendered, pad_id
+from .encoding import _rendered, pad_id, tokenised
 
 Batch = tuple[list[int], list[list[int]]]
 
@@ -75,7 +75,7 @@ def _ends(subject: Subject) -> list[int] | None:
 def _prompt_ids(subject: Subject, corpus: Corpus, row: int) -> list[int]:
     prompt = corpus[row].prompt
     if isinstance(prompt, str):
-        return list(subject.tokenizer(prompt)["input_ids"])
+        return list(tokenised(subject, prompt, name=f"example {corpus[row].id!r}")["input_ids"])
     text = _rendered(subject, prompt, f"example {corpus[row].id!r}")
     return list(subject.tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..corpora.examples import Messages
 from ..corpora.survey import plain_prompt
 from ..neurons.subject import Subject
+from .encoding import tokenised
 from .generation import continued
 
 NUCLEUS = 1024  # as many tokens as a nucleus usually has; a larger one is sorted in full
@@ -106,9 +107,9 @@ class LocalGenerator:
     def _ids(self, prompt: Messages) -> list[int]:
         tokenizer = self.subject.tokenizer
         if not getattr(tokenizer, "chat_template", None):
-            return list(tokenizer(plain_prompt(prompt))["input_ids"])
+            return list(tokenised(self.subject, plain_prompt(prompt), name="a prompt")["input_ids"])
         text = rendered(tokenizer, prompt)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenised(self.subject, text, name="a prompt", add_special_tokens=False)["input_ids"])
 
 
 def rendered(tokenizer: Any, prompt: Messages) -> str:

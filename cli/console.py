@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Hub id, local folder, or bundled:polis.", metavar="MODEL")]
 StudyFile = Annotated[Path, typer.Argument(help="Atlas (.h5) of the study.", metavar="STUDY")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
 DATA_HELP = (
     "Corpus: a .jsonl file, bundled:polis, bundled:polis-new, bundled:polis-tasks or bundled:polis-new-translations."
 )
@@ -76,6 +77,20 @@ def stopped(text: str) -> NoReturn:
     """One line on standard error after Ctrl-C, then exit status 130, as shells expect."""
     typer.echo(f"stopped: {' '.join(text.split())}", err=True)
     raise SystemExit(130)
+
+
+def check_out(out: Path, *, force: bool, source: str | Path | None = None) -> None:
+    """Stop unless a file can be written there: in a folder that is there, over nothing but by force, and never its source."""
+    if not out.absolute().parent.is_dir():
+        fail(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    if out.is_dir():
+        fail(f"cannot write {out}: it is a folder; give the name of a file in it")
+    if not out.exists():
+        return
+    if source is not None and Path(source).exists() and out.samefile(source):
+        fail(f"cannot write {out}: it is the file that is read; give another name")
+    if not force:
+        fail(f"{out}: the file exists already; give another name, or --force to replace it")
 
 
 def wrote(path: Path | str, *, then: str = "") -> None:

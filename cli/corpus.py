@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from .console import by_leader, fail, say, table, wrote
+from .console import Force, by_leader, check_out, say, table, wrote
 
 if TYPE_CHECKING:
     from ..corpora.formats import Format, Reading
 
 Files = Annotated[Path, typer.Argument(metavar="PATH", help="File or folder as its authors publish it.")]
 Out = Annotated[Path, typer.Option("--out", help="JSON Lines file to write (.jsonl).")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -39,8 +38,7 @@ def _verb(format: Format) -> Callable[..., None]:
         from ..corpora.formats import read_format
         from ..corpora.jsonl import write_jsonl
 
-        if out.exists() and not force:
-            fail(f"{out}: the file exists already; give another name, or --force to replace it")
+        check_out(out, force=force, source=path)
         reading = read_format(path, format.name, **options)
         by_leader(lambda: write_jsonl(reading.corpus, out))
         show(reading)

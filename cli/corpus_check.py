@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import DATA_HELP, By, fail, key_values, open_corpus, p_value, percent, say, table, wrote
+from .console import (
+    DATA_HELP,
+    By,
+    Force,
+    check_out,
+    fail,
+    key_values,
+    open_corpus,
+    p_value,
+    percent,
+    say,
+    table,
+    wrote,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,18 +56,21 @@ def check(
     out: Annotated[Path | None, typer.Option("--out", help="Write all of it as JSON.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 when there are problems.")] = False,
     by: By = None,
+    force: Force = False,
 ) -> None:
     from ..corpora.hygiene import check_corpus
+    from ..corpora.jsonl import replacing
 
     if out is not None:
-        _check_folder(out)
+        check_out(out, force=force, source=data)
     corpus = _opened(data, by)
     found = check_corpus(
         corpus, near=near, tokenizer=None if model is None else _tokenizer(model), tokenizer_name=model
     )
     show(found)
     if out is not None:
-        out.write_text(json.dumps(found.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        with replacing(out) as file:
+            file.write(json.dumps(found.to_json(), ensure_ascii=False, indent=1) + "\n")
         wrote(out)
     if found.problems and strict:
         fail(f"{data}: problems found: {len(found.problems)} (--strict)")
@@ -74,6 +90,7 @@ def split(
     ] = False,
     near: Near = 0.8,
     by: By = None,
+    force: Force = False,
 ) -> None:
     from ..corpora.hygiene_copies import copies
     from ..corpora.hygiene_texts import counted
@@ -84,7 +101,7 @@ def split(
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             fail(f"cannot read --share {name}={value} as a share; expected a number, such as {name}=0.8")
-    _check_folder(out)
+    check_out(out, force=force, source=data)
     corpus = _opened(data, by)
     parted = split_corpus(
         corpus, given or SHARES, seed=seed, by=unit, keep=keep, merge_near=near if merge_near else None
@@ -216,10 +233,3 @@ def _tokenizer(model: str) -> Any:
         return AutoTokenizer.from_pretrained(str(BUNDLED.get(model, model)))
     except (OSError, ValueError, KeyError, ImportError) as error:
         fail(f"cannot load the tokenizer of {model!r}: {str(error).strip().splitlines()[0]}")
-
-
-def _check_folder(out: Path) -> None:
-    if not out.absolute().parent.is_dir():
-        fail(f"cannot write {out}: there is no folder {out.parent}; make it first")
-    if out.is_dir():
-        fail(f"cannot write {out}: it is a folder; give the name of a file in it")

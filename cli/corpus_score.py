@@ -11,7 +11,8 @@ from .console import (
     DATA_HELP,
     Device,
     Dtype,
-    fail,
+    Force,
+    check_out,
     open_corpus,
     open_model,
     progress,
@@ -46,13 +47,13 @@ def score(
     max_tokens: Annotated[int, typer.Option(help="Tokens of a batch.")] = 4096,
     device: Device = None,
     dtype: Dtype = None,
+    force: Force = False,
 ) -> None:
     from ..attribution.difficulty_files import DifficultyFile, with_scores
     from ..corpora.examples import CorpusError
     from ..corpora.jsonl import write_jsonl
 
-    if not out.absolute().parent.is_dir() or out.is_dir():
-        fail(f"cannot write {out}: expected the name of a file in a folder that is there")
+    check_out(out, force=force, source=data)
     corpus = open_corpus(data)
     found = {}
     for role, name in (("small", small), ("large", large)):
@@ -95,10 +96,12 @@ def pick(
     ] = "group",
     lowest: Annotated[bool, typer.Option("--lowest", help="Keep the lowest scores.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of which of equal rows are kept.")] = 0,
+    force: Force = False,
 ) -> None:
     from ..corpora.jsonl import write_jsonl
     from ..corpora.picking import pick as picked
 
+    check_out(out, force=force, source=data)
     corpus = open_corpus(data)
     found = picked(corpus, by, share=float(share(keep)), per=per, lowest=lowest, seed=seed)  # pyright: ignore[reportArgumentType]
     write_jsonl(found.corpus, out)

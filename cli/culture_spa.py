@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import culture_spa_tuning
-from .console import Device, Dtype, fail, open_model, progress, say, several, stopped, table, wrote
+from .console import Device, Dtype, check_out, fail, open_model, progress, say, several, stopped, table, wrote
 
 if TYPE_CHECKING:
     from ..attribution.generators import Generator, Sampling
@@ -97,7 +97,7 @@ def filter_(
     """Drop duplicates and questions that cannot be answered by a number; mend options."""
     from ..finetune.culture_spa.questions import filter_questions
 
-    free(out, force, source)
+    check_out(out, force=force, source=source)
     counts = filter_questions(opened_survey(survey, config), source, out)
     table(["questions", "number"], [[reason, count] for reason, count in counts.most_common()])
     wrote(out, then=f"neuropolis culture-spa answer MODEL --survey {survey} --questions {out} --out answers.jsonl")
@@ -163,7 +163,8 @@ def collect(
     """Keep the answers that a culture changes, as a corpus to locate, tune and evaluate with."""
     from ..finetune.culture_spa.answers import collect_instances
 
-    free(out, force, answers, *([questions] if questions else []))
+    for source in (answers, questions):
+        check_out(out, force=force, source=source)
     opened = opened_survey(survey, config)
     counts = collect_instances(
         opened, opened_questions(opened, questions), answers, out, asking=asking, cultures=_cultures(culture), strict=strict,  # pyright: ignore[reportArgumentType]
@@ -207,14 +208,6 @@ def generator(
     if server is not None:
         return ServerGenerator(server, model, os.environ.get(key_env), workers=workers, timeout=timeout)
     return LocalGenerator(open_model(model, dtype=dtype, device=device), rows)
-
-
-def free(out: Path, force: bool, *sources: Path) -> None:
-    """Stop where a file would be replaced that is read, or one that nobody said may be replaced."""
-    if any(out.resolve() == source.resolve() for source in sources):
-        fail(f"{out}: --out is the file that is read; give another name")
-    if out.exists() and not force:
-        fail(f"{out}: the file exists already; give another name, or --force to replace it")
 
 
 def told(note: str) -> None:

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from .examples import CorpusError
 
 Row = Mapping[str, str]
+
+_unended: ContextVar[list[Path] | None] = ContextVar("unended", default=None)
+
+
+@contextmanager
+def unended_files() -> Iterator[list[Path]]:
+    """While the block runs, the tables and lines read from files whose last line has no line end: they may be cut off.
+
+    JSON is not among them: what is left of a value that was cut off is no value.
+    """
+    found: list[Path] = []
+    token = _unended.set(found)
+    try:
+        yield found
+    finally:
+        _unended.reset(token)
 
 
 def read_text(path: Path) -> str:
@@ -26,6 +45,14 @@ def read_text(path: Path) -> str:
         raise CorpusError(
             f"{path}, line {line}: not UTF-8, found byte 0x{data[error.start]:02x}; save the file as UTF-8"
         ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file without their line ends; an empty file has one, which is empty."""
+    text = read_text(path)
+    if text and not text.endswith("\n"):
+        _note_unended(path)
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def read_json(path: Path) -> Any:
@@ -51,8 +78,8 @@ def read_json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def read_table(path: Path, *, columns: tuple[str, ...], delimiter: str | None = None) -> list[tuple[str, Row]]:
     """The rows of a CSV or TSV file with a header that names at least `columns`, each with where it stands.
 
-    The delimiter is a tab for `.tsv` and a comma otherwise unless given. Raises CorpusError for a column that is missing
-    and for a row with more or fewer fields than the header.
+    The delimiter is a tab for `.tsv` and a comma otherwise unless given. Raises CorpusError for a column that is missing,
+    for a row with more or fewer fields than the header, and for a quote that is not closed.
     """
     return list(iter_table(path, columns=columns, delimiter=delimiter))
 
@@ -64,7 +91,7 @@ def iter_table(path: Path, *, columns: tuple[str, ...], delimiter: str | None = 
     number = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            lines = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
             header = [name.strip() for name in next(lines, [])]
             missing = [name for name in columns if name not in header]
             if missing:
@@ -76,6 +103,8 @@ def iter_table(path: Path, *, columns: tuple[str, ...], delimiter: str | None = 
                         f"{where}: expected {len(header)} fields, found {len(fields)}; is the row cut off?"
                     )
                 yield where, dict(zip(header, fields, strict=True))
+        if _last_byte(path) not in (b"", b"\n", b"\r"):
+            _note_unended(path)
     except csv.Error as error:
         raise CorpusError(f"{path}, after line {number}: cannot be read as a table ({error})") from error
     except (OSError, UnicodeDecodeError):
@@ -131,6 +160,18 @@ def first_json(path: Path) -> Any:
         return json.JSONDecoder().raw_decode(head[1:].lstrip() if head.startswith("[") else head)[0]
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read(1)
+
+
+def _note_unended(path: Path) -> None:
+    found = _unended.get()
+    if found is not None and path not in found:
+        found.append(path)
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +14,13 @@ from typing import Any
 
 from . import readers
 from .examples import Corpus, CorpusError
+from .files import unended_files
 
 Read = Callable[..., "Reading"]
+
+
+class NoRowLeft(CorpusError):
+    """Files that hold no row, or none that a reader keeps."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +111,14 @@ def read_format(path: str | Path, format: str, **options: Any) -> Reading:
                 f"format {format!r} has no option {option!r}; it has {', '.join(chosen.options) or 'none'}"
             )
     try:
-        return chosen.read(Path(path), **options)
+        with unended_files() as unended:
+            reading = chosen.read(Path(path), **options)
     except CorpusError as error:
         hint = looks_like(path, but=format)
-        raise CorpusError(f"{error}; {hint}" if hint else str(error)) from error
+        told = f"{path}: {error}" if isinstance(error, NoRowLeft) else str(error)
+        raise CorpusError(f"{told}; {hint}" if hint else told) from error
+    notes = (f"{file}: the last line has no line end, so the file may have been cut off" for file in unended)
+    return replace(reading, notes=(*reading.notes, *notes))
 
 
 def guess_formats(path: str | Path) -> tuple[str, ...]:
@@ -137,14 +146,14 @@ def gather(
     notes: Iterable[str] = (),
     rows: int | None = None,
 ) -> Reading:
-    """A reading of these examples; raises CorpusError with the reasons when every row was left out.
+    """A reading of these examples; raises NoRowLeft with the reasons when every row was left out.
 
     `rows` is how many rows were read, where an example is not one row; by default the kept and the dropped.
     """
     kept, out = tuple(examples), tuple(dropped)
     if not kept:
         reasons = ", ".join(f"{count} times {why}" for why, count in Counter(row.why for row in out).most_common(3))
-        raise CorpusError(f"{name}: no row is left to read{f' ({reasons})' if reasons else ''}")
+        raise NoRowLeft(f"{name}: no row is left to read{f' ({reasons})' if reasons else ''}")
     return Reading(Corpus(kept, name=name), len(kept) + len(out) if rows is None else rows, out, tuple(notes))
 
 

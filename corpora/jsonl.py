@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .examples import Corpus, CorpusError, Example
 from .rows import parse_row
@@ -36,14 +37,20 @@ def read_jsonl(path: str | os.PathLike[str], *, name: str | None = None) -> Corp
 
 def write_jsonl(corpus: Corpus, path: str | os.PathLike[str]) -> None:
     """Write the corpus so that `read_jsonl` gives it back; a file that is there is replaced at once or not at all."""
-    path = Path(path)
+    with replacing(Path(path)) as file:
+        for example in corpus:
+            file.write(json.dumps(example.to_json(), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A text file to write to that becomes `path` when the block ends; on an error what was there stays as it is."""
     if not path.parent.is_dir():
         raise CorpusError(f"{path}: the folder {path.parent} does not exist; make it first")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("w", encoding="utf-8", newline="\n") as file:
-            for example in corpus:
-                file.write(json.dumps(example.to_json(), ensure_ascii=False) + "\n")
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

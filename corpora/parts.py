@@ -28,10 +28,8 @@ def only(found: Mapping[str, T], wanted: str | None, *, path: Path, what: str) -
     if missing or not found:
         known = sorted(found)
         more = f" and {len(known) - 12} more" if len(known) > 12 else ""
-        asked = repr(missing[0]) if missing else ""
-        raise CorpusError(
-            f"{path}: no {what} {asked}; there are {', '.join(known[:12]) or 'none'}{more}".replace(" ;", ";")
-        )
+        sought = f"{what} {missing[0]!r}" if missing else what.removesuffix(" of")
+        raise CorpusError(f"{path}: no {sought}; there are {', '.join(known[:12]) or 'none'}{more}")
     return {name: found[name] for name in names}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .examples import Corpus, CorpusError, Example
 from .facts import LANGUAGES, fact_table, spread
-from .files import read_text
+from .files import read_lines
 from .tasks import row_id, translate_row
 from .wording import wording
 
@@ -104,7 +104,7 @@ def aligned_lines(
     CorpusError when the files differ in length.
     """
     files = (Path(source_file), Path(target_file))
-    sides = [[line.strip() for line in read_text(file).removesuffix("\n").split("\n")] for file in files]
+    sides = [[line.strip() for line in read_lines(file)] for file in files]
     if len(sides[0]) != len(sides[1]):
         raise CorpusError(
             f"{source_file} has {len(sides[0])} lines, {target_file} {len(sides[1])}; expected files that are aligned line by line"

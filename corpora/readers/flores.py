@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..examples import CorpusError, Example
-from ..files import read_table, read_text
+from ..files import read_lines, read_table
 from ..formats import Dropped, Reading, gather, register_format
 from ..parts import halves, only, parted, space_before, with_choices, with_others_prompts
 
@@ -62,11 +62,7 @@ def _lines(path: Path, languages: str | None) -> Lines:
         for file in sorted((*path.glob(f"*.{part}"), *path.glob(f"{part}/*.{part}"))):
             files.setdefault(file.stem, []).append((part, file))
     chosen = only(files, languages, path=path, what="file LANG.dev or LANG.devtest (here, in dev/ or devtest/)")
-    lines = {
-        (part, language): read_text(file).removesuffix("\n").split("\n")
-        for language, found in chosen.items()
-        for part, file in found
-    }
+    lines = {(part, language): read_lines(file) for language, found in chosen.items() for part, file in found}
     for part in SPLITS:
         lengths = {language: len(texts) for (other, language), texts in lines.items() if other == part}
         if len(set(lengths.values())) > 1:

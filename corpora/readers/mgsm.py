@@ -8,7 +8,7 @@ from typing import Annotated
 
 from ..cues import answer_cue
 from ..examples import CorpusError, Example
-from ..files import files_in, read_text
+from ..files import files_in, read_lines
 from ..formats import Dropped, Reading, gather, register_format
 from ..parts import only, with_choices, with_others_prompts
 
@@ -47,8 +47,8 @@ def read_mgsm(
     dropped: list[Dropped] = []
     for language, file in only(files, languages, path=path, what="file mgsm_LANG.tsv of").items():
         word, space = answer_cue(language, cue)
-        for number, line in enumerate(read_text(file).removesuffix("\n").split("\n"), start=1):
-            question, *rest = line.strip("\r").split("\t")
+        for number, line in enumerate(read_lines(file), start=1):
+            question, *rest = line.split("\t")
             if len(rest) != 1 or not question.strip():
                 raise CorpusError(
                     f"{file}, line {number}: expected a question, a tab and an answer, found {line[:60]!r}"

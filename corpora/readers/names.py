@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..examples import CorpusError, Example
-from ..files import files_in, read_text
+from ..files import files_in, read_lines
 from ..formats import Dropped, Reading, gather, register_format
 from ..parts import evenly, placed
 
@@ -46,7 +46,7 @@ def read_names(
     if len(files) < 2:
         raise CorpusError(f"{path}: {len(files)} file LANGUAGE.txt, expected two or more to choose between")
     owners: dict[str, set[str]] = defaultdict(set)
-    listed = {file.stem: [name.strip() for name in read_text(file).split("\n")] for file in files}
+    listed = {file.stem: [name.strip() for name in read_lines(file)] for file in files}
     for language, names in listed.items():
         for name in names:
             owners[name.casefold()].add(language)

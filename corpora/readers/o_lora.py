@@ -18,7 +18,7 @@ TEMPLATE = "{sentence}\nOptions: {options}\nAnswer:"
 
 
 def is_o_lora(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder of this layout: a `labels.json` stands in it or one or two folders below."""
+    """Whether a path is a folder of this layout: a `labels.json` stands in it or up to three folders below."""
     return Path(path).is_dir() and next(_labels(Path(path)), None) is not None
 
 
@@ -26,8 +26,8 @@ def read_o_lora(path: str | os.PathLike[str], *, template: str = TEMPLATE) -> Co
     """The corpus in a folder of O-LoRA's layout (Wang et al. 2023, arXiv 2310.14152): `<category>/<task>/<file>.json`.
 
     A task's folder holds `labels.json` (a list of labels) and `train.json`, `dev.json` or `test.json` (lists of objects
-    with `sentence` and `label`); a part that is not there is left out. The path may be the benchmark, a category or a
-    task. A task becomes a group under its folder's name, its labels the choices, and its parts the tag `split`. The
+    with `sentence` and `label`); a part that is not there is left out. The path may be the clone, the benchmark, a category
+    or a task. A task becomes a group under its folder's name, its labels the choices, and its parts the tag `split`. The
     prompt is `template` with the sentence (without its last line ends) and the labels, the answer a space and the label.
     The wording is this toolkit's; the authors' differs by task. Rows with the label "-" (MNLI: no gold label) are left out.
 
@@ -62,12 +62,14 @@ def read_o_lora_files(
             examples += kept
             dropped += left
     if not examples and not dropped:
-        raise CorpusError(f"{root}: no labels.json in it or below; expected a benchmark in O-LoRA's layout")
+        raise CorpusError(
+            f"{root}: no labels.json in it or up to three folders below; expected a benchmark in O-LoRA's layout"
+        )
     return gather(examples, name=root.name, dropped=dropped)
 
 
 def _labels(root: Path) -> Iterator[Path]:
-    for pattern in ("labels.json", "*/labels.json", "*/*/labels.json"):
+    for pattern in ("labels.json", "*/labels.json", "*/*/labels.json", "*/*/*/labels.json"):
         yield from sorted(root.glob(pattern))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..examples import CorpusError, Example
-from ..files import files_in, read_text
+from ..files import files_in, read_lines
 from ..formats import Dropped, Reading, gather, register_format
 
 PARTS = ("train", "dev", "test")
@@ -37,7 +37,7 @@ def read_plain(
     examples, dropped = [], []
     for file in files_in(path, "*.txt", "*/*.txt"):
         group = file.parent.name if file.parent != path and path.is_dir() else file.stem
-        for number, text in enumerate(_units(read_text(file), unit), start=1):
+        for number, text in enumerate(_units("\n".join(read_lines(file)), unit), start=1):
             where = f"{file}, {unit} {number}"
             head, tail = _border(text)
             if len(text) < shortest or not tail:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..examples import CorpusError, Example
-from ..files import header_of, read_table, read_text, text_at
+from ..files import header_of, read_lines, read_table, text_at
 from ..formats import Dropped, Reading, gather, register_format
 from ..parts import halves, only, parted, with_choices
 
@@ -73,7 +73,7 @@ def _tables(path: Path) -> list[Path]:
 def _topics(file: Path, rows: list[str]) -> tuple[str, ...]:
     """The language's `labels.txt`, or the topics that its table has."""
     labels = file.with_name("labels.txt")
-    return tuple(filter(None, read_text(labels).split("\n"))) if labels.is_file() else tuple(sorted(set(rows)))
+    return tuple(filter(None, read_lines(labels))) if labels.is_file() else tuple(sorted(set(rows)))
 
 
 def _rows(file: Path, ask: str) -> Iterator[Example | Dropped]:

@@ -33,3 +33,11 @@ def test_another_benchmark_is_told_by_its_name(run: Callable[..., str], folder: 
     said = run("corpus", "fork", "normad_etiquette_final_data.csv", "--out", "n.jsonl", fails=True)
     assert "it looks like the format 'normad'" in said
     assert not (folder / "n.jsonl").exists()
+
+
+def test_a_benchmarks_own_file_is_never_written_to(run: Callable[..., str], folder: Path) -> None:
+    file = folder / "normad_etiquette_final_data.csv"
+    file.write_text(TABLE.format("yes"))
+    said = run("corpus", "normad", file.name, "--out", file.name, "--force", fails=True)
+    assert "it is the file that is read; give another name" in said
+    assert file.read_text() == TABLE.format("yes")

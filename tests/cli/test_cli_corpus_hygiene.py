@@ -103,3 +103,55 @@ def test_two_times_the_same_model_has_no_dual_score(run: Run, folder: Path) -> N
 def test_a_place_that_is_no_file_is_refused_before_any_work(run: Run) -> None:
     for verb in (("check", "my.jsonl"), ("split", "my.jsonl")):
         assert "there is no folder" in run("corpus", *verb, "--out", "none/x.jsonl", fails=True)
+
+
+VERBS = {
+    "check": ("check", "my.jsonl"),
+    "split": ("split", "my.jsonl"),
+    "score": ("score", "my.jsonl", "--small", "model", "--large", "model"),
+    "pick": ("pick", "my.jsonl", "--by", "quality"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_file_that_is_there_is_replaced_by_force_alone(run: Run, folder: Path, verb: str) -> None:
+    _with_a_score(folder / "my.jsonl")
+    (folder / "mine.jsonl").write_text("precious")
+    said = run("corpus", *VERBS[verb], "--out", "mine.jsonl", fails=True)
+    assert "mine.jsonl: the file exists already; give another name, or --force to replace it" in said
+    assert (folder / "mine.jsonl").read_text() == "precious"
+    run("corpus", *VERBS[verb], "--out", "mine.jsonl", "--force")
+    assert "precious" not in (folder / "mine.jsonl").read_text()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_file_that_is_read_is_never_written_to(run: Run, folder: Path, verb: str) -> None:
+    _with_a_score(folder / "my.jsonl")
+    before = (folder / "my.jsonl").read_bytes()
+    (folder / "other.jsonl").symlink_to("my.jsonl")
+    for name in ("my.jsonl", "./my.jsonl", "other.jsonl"):
+        said = run("corpus", *VERBS[verb], "--out", name, "--force", fails=True)
+        assert "it is the file that is read; give another name" in said
+    assert (folder / "my.jsonl").read_bytes() == before
+
+
+def test_a_report_that_cannot_be_written_whole_leaves_what_was_there(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuropolis.corpora import jsonl
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (folder / "check.json").write_text("precious")
+    with monkeypatch.context() as patched:
+        patched.setattr(jsonl.os, "fsync", full)
+        run("corpus", "check", "my.jsonl", "--out", "check.json", "--force", fails=True)
+    assert (folder / "check.json").read_text() == "precious"
+
+
+def _with_a_score(path: Path) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["tags"] = {**row.get("tags", {}), "quality": str(number)}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -148,11 +148,11 @@ def test_a_file_is_replaced_when_told_to_and_its_source_never(run: Run, survey: 
     before = {name: Path(name).read_bytes() for name in ("g.jsonl", "f.jsonl", "a.jsonl", "my.jsonl")}
     asked = ("culture-spa", "collect", "a.jsonl", *HERE, "--questions", "f.jsonl", "--out")
     for out in ("a.jsonl", "./f.jsonl"):
-        assert "--out is the file that is read" in run(*asked, out, "--force", fails=True)
+        assert "it is the file that is read" in run(*asked, out, "--force", fails=True)
     same = run(
         "culture-spa", "filter", "g.jsonl", *HERE, "--out", str(Path("g.jsonl").absolute()), "--force", fails=True
     )
-    assert "--out is the file that is read" in same
+    assert "it is the file that is read" in same
     for command in (asked, ("culture-spa", "filter", "g.jsonl", *HERE, "--out")):
         assert "my.jsonl: the file exists already; give another name, or --force" in run(
             *command, "my.jsonl", fails=True

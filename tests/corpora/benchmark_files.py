@@ -26,7 +26,9 @@ def table(path: Path, rows: Iterable[Mapping[str, Any]], *, delimiter: str = ","
     """A table with a header; without quotes when it is parted by tabs."""
     rows, text = list(rows), io.StringIO()
     if delimiter == "\t":
-        text.write("\n".join("\t".join(str(field) for field in row) for row in [rows[0], *(r.values() for r in rows)]))
+        text.write(
+            "\n".join("\t".join(str(field) for field in row) for row in [rows[0], *(r.values() for r in rows)]) + "\n"
+        )
     else:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()

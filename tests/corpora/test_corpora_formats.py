@@ -67,6 +67,22 @@ def test_half_a_line_of_json_at_the_end_is_told(tmp_path: Path) -> None:
         next(rows)
 
 
+@pytest.mark.parametrize(
+    ("format", "name", "said"),
+    [
+        ("fork", "fork.jsonl", "fork: no row is left to read"),
+        ("text", "north.txt", "north: no row is left to read"),
+        ("mgsm", "x.jsonl", "no file mgsm_LANG.tsv; there are none"),
+        ("xquad", "x.jsonl", "no file xquad.LANG.json; there are none"),
+    ],
+)
+def test_an_empty_file_is_told_by_its_path(tmp_path: Path, format: str, name: str, said: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(npl.CorpusError) as told:
+        npl.read_format(tmp_path / name, format)
+    assert str(told.value) == f"{tmp_path / name}: {said}"
+
+
 def test_what_is_not_of_the_named_format_is_told_by_what_it_looks_like(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("group,prompt,answer\na,b,c\n")
     assert guess_formats(tmp_path / "t.csv") == ("csv",)
@@ -133,3 +149,30 @@ def test_plain_text_is_grouped_by_file_and_folder(tmp_path: Path) -> None:
         "de": ("Guten", " Morgen allen"), "ja": ("今", "日は晴れです"),
     }  # fmt: skip
     assert reading.reasons == {"a single word": 1}
+
+
+def test_a_table_that_ends_inside_a_quote_is_told(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('group,prompt,answer\na,b,c\nd,e,"f and so o')
+    with pytest.raises(
+        npl.CorpusError, match=r"t\.csv, after line 2: cannot be read as a table \(unexpected end of data"
+    ):
+        npl.read_format(tmp_path / "t.csv", "csv")
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "text"),
+    [
+        ("csv", "t.csv", "group,prompt,answer\na,b, c d\n"),
+        ("csv", "t.tsv", "group\tprompt\tanswer\na\tb\t c d\n"),
+        ("mgsm", "mgsm_de.tsv", "Eins?\t10\nZwei?\t20\nDrei?\t3000\n"),
+        ("text", "north.txt", "One two three four\nFive six seven eight\n"),
+    ],
+)
+def test_a_file_without_its_last_line_end_is_noted(tmp_path: Path, format: str, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert npl.read_format(tmp_path, format).notes == ()
+    (tmp_path / name).write_text(text[:-2])
+    note = f"{tmp_path / name}: the last line has no line end, so the file may have been cut off"
+    assert npl.read_format(tmp_path, format).notes == (note,)
+    (tmp_path / name).write_text(text.replace("\n", "\r\n"))
+    assert npl.read_format(tmp_path, format).notes == ()

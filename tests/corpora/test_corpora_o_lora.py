@@ -43,6 +43,7 @@ def test_a_category_or_a_task_can_be_read_alone(benchmark: Path) -> None:
     assert read_o_lora(benchmark / "SC").groups == ("SST-2",)
     assert load_corpus(benchmark / "SC" / "SST-2").splits == ("train", "test")
     assert is_o_lora(benchmark)
+    assert read_o_lora(benchmark.parent).counts == {"RTE": 1, "SST-2": 2}
     assert not is_o_lora(benchmark / "nothing")
 
 
@@ -68,7 +69,7 @@ def test_what_is_not_of_the_layout_is_named(tmp_path: Path, files: dict[str, Any
 
 def test_an_empty_folder_and_a_template_without_sentence(tmp_path: Path, benchmark: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CorpusError, match=r"no labels.json in it or below"):
+    with pytest.raises(CorpusError, match=r"no labels.json in it or up to three folders below"):
         read_o_lora(tmp_path / "empty")
     with pytest.raises(CorpusError, match=r"has no \{sentence\} in it"):
         read_o_lora(benchmark, template="?")

@@ -119,3 +119,19 @@ def test_near_duplicates_become_one_item_and_minimal_pairs_do_not() -> None:
 def test_shares_that_are_none_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(CorpusError, match="shares"):
         split_corpus(Corpus((row("a"),)), shares)
+
+
+def test_a_group_gets_back_what_its_shared_items_left_it_short_of() -> None:
+    """Two items alone go to train whole (1.6 rounds up): four times that would leave `a`, whose share is 1.6, no test item."""
+    rows = [row(f"{other}{i}", g) for other in ("b", "c", "d") for i in range(2) for g in ("a", other)]
+    rows += [row(f"a{i}", "a") for i in range(2)]
+    own = items_by_split(split_corpus(Corpus(tuple(rows)), {"train": 0.8, "test": 0.2}))
+    assert {name: len(items) for name, items in own["a"].items()} == {"train": 7, "test": 1}
+
+
+@pytest.mark.parametrize("size", range(1, 8))
+@pytest.mark.parametrize("strata", [3, 8, 20])
+def test_a_group_whose_items_stand_in_many_others_meets_its_shares_too(size: int, strata: int) -> None:
+    rows = [row(f"{place}/{i}", g) for place in range(strata) for i in range(size) for g in ("all", str(place))]
+    own = items_by_split(split_corpus(Corpus(tuple(rows)), {"train": 0.8, "test": 0.2}))["all"]
+    assert abs(len(own.get("test", ())) - 0.2 * size * strata) < 1.5
