@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from neuropolis.corpora.examples import Corpus, CorpusError
+from neuropolis.corpora.examples import Corpus
 from neuropolis.corpora.journal import read_journal
 from neuropolis.corpora.survey import WORDINGS, Culture, Question, Survey
 from neuropolis.corpora.wvs import survey_corpus
@@ -200,7 +200,7 @@ def test_chat_messages_without_a_template_are_told_before_there_is_a_folder(
     make_subject: Any, survey: Survey, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        CorpusError, match=r"has no chat template; give prompts that are texts \(culture-spa collect --plain"
+        TuneError, match=r"has no chat template; collect the instances as plain texts \(culture-spa collect"
     ):
         tune_cultures(make_subject("llama"), survey_corpus(survey), tmp_path / "t", recipe=RECIPE)
     assert not (tmp_path / "t").exists()
