@@ -75,6 +75,7 @@ def test_it_opens_and_text_stays_text(opened: Any) -> None:
     assert opened.locator("img").count() == 0
     assert SHORT in [row[0] for row in rows(opened, "set-0")]
     opened.locator("#table-set-0 a", has_text="</script>").click()
+    opened.wait_for_function("document.querySelector('.tools[data-for=table-scores-0] select')?.value !== ''")
     assert {row[1] for row in rows(opened, "scores-0")} == {SHORT}
 
 
@@ -193,12 +194,17 @@ def test_pages_of_a_table_hold_every_row_once(opened: Any) -> None:
     assert len({tuple(row[:2]) for row in seen}) == len(seen)
 
 
+def headed(dialog: Any, text: str) -> None:
+    """Wait until the dialog's heading is this: the page follows its address when the browser tells it to."""
+    dialog.get_by_role("heading", name=text, exact=True).wait_for(timeout=10_000)
+
+
 def test_a_neuron_opens_by_click_by_key_and_by_link(opened: Any, html: Path) -> None:
     dialog, first = opened.locator("dialog"), opened.locator("#table-scores-0 tbody a").first
     name = first.inner_text()
     layer, neuron = re.findall(r"\d+", name)
     opened.locator("#table-scores-0 tbody tr").first.locator("td").nth(3).click()
-    assert dialog.locator("h2").inner_text() == f"Neuron {neuron} in layer {layer}"
+    headed(dialog, f"Neuron {neuron} in layer {layer}")
     assert opened.evaluate("location.hash") == f"#neuron/mlp/{layer}/{neuron}"
     assert dialog.locator("tbody tr").count() == len(GROUPS)
     opened.keyboard.press("Escape")
@@ -209,14 +215,15 @@ def test_a_neuron_opens_by_click_by_key_and_by_link(opened: Any, html: Path) -> 
     assert focused(opened) == rows(opened, "scores-0")[1][0]
     opened.keyboard.press("ArrowUp")
     opened.keyboard.press("Enter")
-    assert dialog.is_visible()
+    headed(dialog, f"Neuron {neuron} in layer {layer}")
     assert focused(opened) == "Close"
     opened.keyboard.press("ArrowRight")
-    assert dialog.locator("h2").inner_text() != f"Neuron {neuron} in layer {layer}"
+    other = rows(opened, "scores-0")[1][0]
+    headed(dialog, "Neuron {1} in layer {0}".format(*re.findall(r"\d+", other)))
     opened.keyboard.press("Enter")
     assert not dialog.is_visible()
     opened.goto(f"{html.as_uri()}#neuron/mlp/{layer}/{neuron}")
-    assert dialog.locator("h2").inner_text() == f"Neuron {neuron} in layer {layer}"
+    headed(dialog, f"Neuron {neuron} in layer {layer}")
 
 
 def test_a_neuron_s_page_has_the_numbers_of_the_study(opened: Any) -> None:
