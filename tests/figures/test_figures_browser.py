@@ -230,6 +230,7 @@ def test_a_neuron_s_page_has_the_numbers_of_the_study(opened: Any) -> None:
     study = make_study(GROUPS)
     opened.locator("#table-scores-0 tbody a").first.click()
     layer, index = (int(part) for part in opened.evaluate("location.hash").split("/")[2:])
+    headed(opened.locator("dialog"), f"Neuron {index} in layer {layer}")
     shown = {row[0]: row[1:] for row in opened.eval_on_selector_all(
         "dialog tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
     )}  # fmt: skip
