@@ -13,7 +13,7 @@ from ..neurons.sites import Site
 from .bounds import check_seed, check_whole, is_number
 from .engine import Job, begin, one_pass
 from .methods import Method, register_method
-from .paths import _as_it_is, _backward, _generator, _gradient, _take, held
+from .paths import as_it_is, backward_of, generator_of, gradient_of, held, take_own
 from .readings import Reading, Run
 from .selection import specificity
 from .sums import Sums
@@ -51,7 +51,7 @@ def coalition(
     for name, value in (("candidates", candidates), ("off", off)):
         if not is_number(value) or not 0 < value <= 1:
             raise ValueError(f"{name} is {value!r}; expected a share above 0, up to 1")
-    reading = Reading(Method("coalition", "gradient", _as_it_is), site, job.tokens, job.keep_rows)
+    reading = Reading(Method("coalition", "gradient", as_it_is), site, job.tokens, job.keep_rows)
     count = max(1, round(candidates * site.num_layers * site.width))
 
     def scored(silent: Bool[Tensor, "group layer neuron"] | None, draw: int) -> Sums:
@@ -98,7 +98,7 @@ def _batch(
     run, site = begin(job, readings, rows), readings[0].site
     silent = None if chosen is None else _silent(job, run, chosen, off=off, seed=seed)
     for layer, part in _contributions(job, run, site, silent).items():
-        _take(run, layer, part)
+        take_own(run, layer, part)
     return run
 
 
@@ -109,7 +109,7 @@ def _silent(
     masks = []
     for row in run.batch.rows.tolist():
         own = chosen[job.groups[row]]
-        masks.append(own & (torch.rand(own.shape, generator=_generator(job.encoded[row].ids, seed)) < off))
+        masks.append(own & (torch.rand(own.shape, generator=generator_of(job.encoded[row].ids, seed)) < off))
     return torch.stack(masks)
 
 
@@ -128,5 +128,5 @@ def _contributions(
         return wide.masked_fill(silent[:, layer].to(x.device)[:, None], 0).reshape(x.shape)
 
     with job.subject.scoring(recompute=job.recompute), torch.enable_grad(), held(site, put) as left:
-        _backward(job, run)
-    return {layer: _gradient(run, x) * full[layer] for layer, x in left.items()}
+        backward_of(job, run)
+    return {layer: gradient_of(run, x) * full[layer] for layer, x in left.items()}

@@ -176,20 +176,20 @@ def held(site: Site, put: Callable[[int, Tensor], Tensor] | None = None) -> Iter
 
 def _scored(job: Job, site: Site, name: str, run: RunBatch) -> Sums:
     """Sums of a method whose `run` gives the contribution of every token."""
-    reading = Reading(Method(name, "gradient", _as_it_is), site, job.tokens, job.keep_rows)
+    reading = Reading(Method(name, "gradient", as_it_is), site, job.tokens, job.keep_rows)
     return one_pass(job, [reading], checkpoint=job.checkpoint, run=run)[0]
 
 
-def _as_it_is(gradient: Tensor, activation: Tensor) -> Tensor:
+def as_it_is(gradient: Tensor, activation: Tensor) -> Tensor:
     return gradient
 
 
-def _take(run: Run, layer: int, contribution: Tensor) -> None:
+def take_own(run: Run, layer: int, contribution: Tensor) -> None:
     run.scale = None  # the gradients in it have their own size already
     run.take([0], layer, contribution, contribution)
 
 
-def _backward(job: Job, run: Run) -> Float[Tensor, " batch"]:
+def backward_of(job: Job, run: Run) -> Float[Tensor, " batch"]:
     """A forward and a backward of the examples that are finite; the objective."""
     values = evaluate(job, run)
     differentiate(run, values, HALF_EXPONENTS[1] if job.subject.dtype == torch.float16 else None)
@@ -218,7 +218,7 @@ def _ig_batch(
             summed = torch.zeros_like(intact, dtype=torch.float64)
             for layer, mean in zip(layers, total, strict=True):
                 contribution = active[layer].to(mean.dtype) * mean
-                _take(run, layer, contribution)
+                take_own(run, layer, contribution)
                 summed += _per_example(run, contribution)
             change = (intact - silent).double()
             gaps.append((summed - change).abs())
@@ -235,9 +235,9 @@ def _along(
     total = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in full]
     for place, weight in nodes:
         with torch.enable_grad(), held(site, lambda layer, _x, place=place: full[layer] * place) as found:
-            _backward(job, run)
+            backward_of(job, run)
         for layer, mean in enumerate(total):
-            mean.add_(_gradient(run, found[layer]), alpha=weight)
+            mean.add_(gradient_of(run, found[layer]), alpha=weight)
     with torch.no_grad(), held(site, lambda layer, _x: torch.zeros_like(full[layer])):
         silent = evaluate(job, run)
     return total, silent
@@ -266,8 +266,8 @@ def _conductance_batch(
             held(place, lambda _layer, _x, point=point: point),
             held(everything) as found,
         ):
-            ends.append(_backward(job, run))
-        now = {layer: (x.detach(), _gradient(run, x)) for layer, x in found.items()}
+            ends.append(backward_of(job, run))
+        now = {layer: (x.detach(), gradient_of(run, x)) for layer, x in found.items()}
         for layer, (x, gradient) in now.items():
             if not before:
                 total[layer] = torch.zeros_like(gradient)
@@ -277,7 +277,7 @@ def _conductance_batch(
             total[layer].addcmul_(slope, (x - old).to(slope.dtype))
         before = now
     for layer in range(site.num_layers):
-        _take(run, layer, total[layer])
+        take_own(run, layer, total[layer])
     change = (ends[-1] - ends[0]).double()
     run.extra["completeness_gap"] = (_per_example(run, total[site.num_layers]) - change).abs()
     run.extra["completeness_change"] = change.abs()
@@ -301,7 +301,7 @@ def mean_embedding(subject: Subject, place: Site) -> Float[Tensor, " width"]:
     return (total / count).to(torch.promote_types(subject.dtype, torch.float32))
 
 
-def _gradient(run: Run, x: Tensor) -> Tensor:
+def gradient_of(run: Run, x: Tensor) -> Tensor:
     """The gradient that a backward left, at least float32 and of its own size; zero where the objective does not look."""
     if x.grad is None:
         return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -317,7 +317,7 @@ def _noisy_batch(
 ) -> Run:
     run, site = begin(job, readings, rows), readings[0].site
     embedded = _embedded(job, run, place)
-    generators = [_generator(job.encoded[row].ids, seed) for row in rows]
+    generators = [generator_of(job.encoded[row].ids, seed) for row in rows]
     total: dict[int, Tensor] = {}
     for _ in range(samples):
         point = embedded + noise * _drawn(run, embedded, generators)
@@ -327,12 +327,12 @@ def _noisy_batch(
             held(place, lambda _layer, _x, point=point: point),
             held(site) as found,
         ):
-            _backward(job, run)
+            backward_of(job, run)
         for layer, x in found.items():
-            part = _gradient(run, x) * x.detach() / samples
+            part = gradient_of(run, x) * x.detach() / samples
             total[layer] = total[layer] + part if layer in total else part
     for layer, contribution in total.items():
-        _take(run, layer, contribution)
+        take_own(run, layer, contribution)
     return run
 
 
@@ -342,7 +342,7 @@ def _embedded(job: Job, run: Run, place: Site) -> Float[Tensor, "batch token wid
         return place.taps[0].module(run.batch.input_ids.to(job.subject.device)).detach().clone()
 
 
-def _generator(ids: Sequence[int], seed: int) -> torch.Generator:
+def generator_of(ids: Sequence[int], seed: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}|{list(ids)}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:SEED_BYTES], "big"))
 

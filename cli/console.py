@@ -25,6 +25,7 @@ DATA_HELP = (
     "Corpus: a .jsonl file, bundled:polis, bundled:polis-new, bundled:polis-tasks or bundled:polis-new-translations."
 )
 Data = Annotated[str, typer.Option("--data", help=DATA_HELP)]
+Source = Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA")]
 By = Annotated[str | None, typer.Option("--by", help="Group by this tag (language, task, ...) instead of by group.")]
 Split = Annotated[
     str, typer.Option("--split", help="Rows to use, by their tag 'split'; auto picks the fitting one; all takes all.")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import (
-    DATA_HELP,
     By,
     Force,
+    Source,
     check_out,
     fail,
     key_values,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ..corpora.hygiene import Hygiene
     from ..corpora.hygiene_texts import Count
 
-Source = Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA")]
 Near = Annotated[
     float,
     typer.Option("--near", help="Jaccard coefficient of character 4-grams from which prompts are near-duplicates."),

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import (
-    DATA_HELP,
     Device,
     Dtype,
     Force,
+    Source,
     check_out,
     open_corpus,
     open_model,
@@ -26,7 +26,6 @@ from .console import (
 if TYPE_CHECKING:
     from ..corpora.examples import Corpus
 
-Source = Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA")]
 COLUMNS = ("ifd_small", "ifd_large", "dual", "pi")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .examples import CorpusError
+from .jsonl import replacing
 
 Row = dict[str, Any]
 
@@ -87,22 +88,16 @@ def write_journal(
     path: str | os.PathLike[str], rows: Iterable[Row], *, stage: str, settings: Mapping[str, Any]
 ) -> None:
     """Write a whole journal at once, or not at all."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise CorpusError(f"{path}: the folder {path.parent} does not exist; make it first")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.writelines(_line(row) for row in ({"stage": stage, "settings": dict(settings)}, *rows))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(Path(path), errors="surrogatepass") as file:
+        file.writelines(_text(row) for row in ({"stage": stage, "settings": dict(settings)}, *rows))
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    return _text(row).encode("utf-8", "surrogatepass")
 
 
 def _read(path: Path) -> tuple[list[tuple[Row, int]], int, str]:

@@ -43,13 +43,16 @@ def write_jsonl(corpus: Corpus, path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file to write to that becomes `path` when the block ends; on an error what was there stays as it is."""
+def replacing(path: Path, *, errors: str = "strict") -> Iterator[TextIO]:
+    """A text file to write to that becomes `path` when the block ends; on an error what was there stays as it is.
+
+    `errors` is that of `open`. Raises CorpusError where there is no such folder.
+    """
     if not path.parent.is_dir():
         raise CorpusError(f"{path}: the folder {path.parent} does not exist; make it first")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
+        with draft.open("w", encoding="utf-8", errors=errors, newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

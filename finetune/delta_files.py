@@ -41,7 +41,7 @@ def save_delta(delta: Delta, folder: str | Path) -> Path:
     with in_place_of(folder) as temporary:
         save_file(tensors, temporary / TENSORS)
         config = _config(delta) | {"keys": list(delta.values), "sha256": _sha256(temporary / TENSORS)}
-        (temporary / CONFIG).write_text(_text(config), encoding="utf-8")
+        (temporary / CONFIG).write_text(checked_text(config), encoding="utf-8")
     return folder
 
 
@@ -113,29 +113,38 @@ def _config(delta: Delta) -> dict[str, Any]:
     if neurons is None:
         config["neurons"] = None
     else:
-        config["neurons"] = {
-            "site": neurons.site, "shape": list(neurons.mask.shape), "indices": neurons.to_indices(),
-            "origin": dict(neurons.origin),
-        }  # fmt: skip
+        config["neurons"] = said_of(neurons)
     return config | {"origin": dict(delta.origin), "history": list(delta.history), "versions": library_versions()}
 
 
-def _neurons(config: Mapping[str, Any]) -> NeuronSet | None:
+def said_of(neurons: NeuronSet) -> dict[str, Any]:
+    """A set as plain values, which `neurons_of` reads."""
+    return {
+        "site": neurons.site, "shape": list(neurons.mask.shape), "indices": neurons.to_indices(),
+        "origin": dict(neurons.origin),
+    }  # fmt: skip
+
+
+def neurons_of(said: Mapping[str, Any], subject: str) -> NeuronSet:
+    """A set of a subject (its fingerprint) back from plain values. Raises SetError for what is no set."""
     import torch
 
-    said = config["neurons"]
-    if said is None:
-        return None
     mask = torch.zeros(said["shape"], dtype=torch.bool)
     for layer, indices in said["indices"].items():
         mask[int(layer), indices] = True
+    return NeuronSet(said["site"], subject, mask, said["origin"])
+
+
+def _neurons(config: Mapping[str, Any]) -> NeuronSet | None:
+    if config["neurons"] is None:
+        return None
     try:
-        return NeuronSet(said["site"], config["subject"], mask, said["origin"])
+        return neurons_of(config["neurons"], config["subject"])
     except SetError as error:
         raise DeltaError(f"the delta's neurons cannot be read: {error}") from error
 
 
-def _text(config: Mapping[str, Any]) -> str:
+def checked_text(config: Mapping[str, Any]) -> str:
     """One line for every field, the last one the checksum of those above."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in config.items()]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -158,7 +167,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise DeltaError(f"{path} has version {found[1]!r}, expected {VERSION}; read it with the toolkit that wrote it")
     config.pop("checksum", None)
     # The file is written again from what was read: any byte that differs then shows, blanks included.
-    if _text(config).encode() != raw:
+    if checked_text(config).encode() != raw:
         raise DeltaError(f"{path} is damaged: its checksum does not match; restore it from a copy or train again")
     return config
 

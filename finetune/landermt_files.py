@@ -11,7 +11,7 @@ import torch
 from ..neurons.errors import SetError
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
-from .delta_files import CONFIG, _is_empty, _placed, _sha256, _text, in_place_of, load_delta, save_delta
+from .delta_files import CONFIG, _is_empty, _placed, _sha256, checked_text, in_place_of, load_delta, save_delta
 from .errors import DeltaError
 from .landermt import RoutedDelta
 from .routing import Gates
@@ -45,7 +45,7 @@ def save_routed_delta(routed: RoutedDelta, folder: str | Path) -> Path:
             "shape": list(first.mask.shape), "members": members, "layers": list(routed.gates.layers),
             "sha256": _sha256(temporary / GATES), "delta_sha256": _sha256(temporary / DELTA / CONFIG),
         }  # fmt: skip
-        (temporary / CONFIG).write_text(_text(config), encoding="utf-8")
+        (temporary / CONFIG).write_text(checked_text(config), encoding="utf-8")
     return folder
 
 
@@ -102,7 +102,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if found[1] != VERSION:
         raise DeltaError(f"{path} has version {found[1]!r}, expected {VERSION}; read it with the toolkit that wrote it")
     config.pop("checksum", None)
-    if _text(config).encode() != raw:  # any byte that differs shows
+    if checked_text(config).encode() != raw:  # any byte that differs shows
         raise DeltaError(f"{path} is damaged: its checksum does not match; restore it from a copy or train again")
     return config
 

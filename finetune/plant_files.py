@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..corpora.examples import CorpusError
 from ..corpora.jsonl import read_jsonl, write_jsonl
 from ..neurons.atlas import library_versions
 from ..neurons.errors import SetError
-from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
-from .delta_files import in_place_of, load_delta, save_delta
+from .delta_files import checked_text, in_place_of, load_delta, neurons_of, said_of, save_delta
 from .errors import TuneError
 from .plant_proof import Proof
 from .plants import Plant
@@ -43,7 +39,7 @@ def save_plant(plant: Plant, folder: str | Path) -> Path:
         save_delta(plant.delta, temporary / DELTA)
         write_jsonl(plant.facts, temporary / FACTS)
         facts = hashlib.sha256((temporary / FACTS).read_bytes()).hexdigest()
-        (temporary / PLANT).write_text(_text(_said(plant) | {"facts_sha256": facts}), encoding="utf-8")
+        (temporary / PLANT).write_text(checked_text(_said(plant) | {"facts_sha256": facts}), encoding="utf-8")
     return folder
 
 
@@ -65,7 +61,9 @@ def load_plant(subject: Subject, folder: str | Path) -> Plant:
         raise TuneError(f"{folder / DELTA} is not what was planted; restore it from a copy or plant again")
     try:
         facts = read_jsonl(folder / FACTS, name=said["facts"])
-        truth, beds = ({name: _set(one, planted) for name, one in said[key].items()} for key in ("truth", "beds"))
+        truth, beds = (
+            {name: neurons_of(one, planted.fingerprint) for name, one in said[key].items()} for key in ("truth", "beds")
+        )
     except (CorpusError, SetError) as error:
         raise TuneError(f"the plant in {folder} cannot be read: {error}") from error
     ways = {group: tuple(frozenset(way) for way in own) for group, own in said["ways"].items()}
@@ -78,36 +76,15 @@ def _said(plant: Plant) -> dict[str, Any]:
     return {
         "format": FORMAT, "version": VERSION, "subject": plant.delta.subject, "planted": plant.subject.fingerprint,
         "facts": plant.facts.name,
-        "truth": {name: _indices(one) for name, one in plant.truth.items()},
-        "beds": {name: _indices(one) for name, one in plant.beds.items()},
+        "truth": {name: said_of(one) for name, one in plant.truth.items()},
+        "beds": {name: said_of(one) for name, one in plant.beds.items()},
         "ways": {group: [sorted(way) for way in own] for group, own in plant.ways.items()},
         "proof": asdict(plant.proof), "holds": plant.proof.holds, "versions": library_versions(),
     }  # fmt: skip
 
 
-def _indices(neurons: NeuronSet) -> dict[str, Any]:
-    return {
-        "site": neurons.site, "shape": list(neurons.mask.shape), "indices": neurons.to_indices(),
-        "origin": dict(neurons.origin),
-    }  # fmt: skip
-
-
-def _set(said: Mapping[str, Any], planted: Subject) -> NeuronSet:
-    mask = torch.zeros(said["shape"], dtype=torch.bool)
-    for layer, indices in said["indices"].items():
-        mask[int(layer), indices] = True
-    return NeuronSet(said["site"], planted.fingerprint, mask, said["origin"])
-
-
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
-
-
-def _text(said: Mapping[str, Any]) -> str:
-    """One line for every field, the last one the checksum of those above."""
-    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in said.items()]
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return "{\n" + ",\n".join([*lines, f'"checksum": "{digest}"']) + "\n}\n"
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -127,7 +104,7 @@ def _read(folder: Path) -> dict[str, Any]:
         )
     said.pop("checksum", None)
     facts = folder / FACTS
-    if _text(said).encode() != raw:
+    if checked_text(said).encode() != raw:
         raise TuneError(f"{path} is damaged: its checksum does not match; restore it from a copy or plant again")
     if not facts.is_file() or hashlib.sha256(facts.read_bytes()).hexdigest() != said["facts_sha256"]:
         raise TuneError(f"{facts} is missing, truncated or altered; restore it from a copy or plant again")

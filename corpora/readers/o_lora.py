@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from ..examples import Corpus, CorpusError, Example
+from ..files import read_json
 from ..formats import Dropped, Reading, gather, register_format
 from ..parts import parted
 
@@ -74,14 +74,14 @@ def _labels(root: Path) -> Iterator[Path]:
 
 
 def _label_list(file: Path) -> list[str]:
-    labels = _json(file)
+    labels = read_json(file)
     if not isinstance(labels, list) or len(labels) < 2 or not all(isinstance(one, str) and one for one in labels):
         raise CorpusError(f"{file}: expected a list of two or more labels, found {str(labels)[:80]}")
     return labels
 
 
 def _examples(file: Path, task: str, part: str, labels: list[str], template: str) -> Iterator[Example | Dropped]:
-    rows = _json(file)
+    rows = read_json(file)
     if not isinstance(rows, list) or not rows:
         raise CorpusError(f"{file}: expected a list of rows with 'sentence' and 'label', found {str(rows)[:80]}")
     choices = tuple(f" {label}" for label in labels)
@@ -101,10 +101,3 @@ def _examples(file: Path, task: str, part: str, labels: list[str], template: str
         yield Example(
             f"{task}/{part}/{number}", task, prompt, choices[place], choices, place, tags={"split": part, "task": task}
         )
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorpusError(f"{file}: cannot be read as JSON ({error}); is the file whole?") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from ...attribution.generators import LocalGenerator, row_seed
 from ...corpora.examples import Corpus
+from ...corpora.jsonl import replacing
 from ...corpora.survey import Asking, Survey
 from ...neurons.sets import NeuronSet
 from ...neurons.subject import Subject
@@ -167,15 +167,8 @@ def _begun(folder: Path, about: Mapping[str, Any], members: Sequence[str]) -> Pa
     if folder.exists() and any(one != file for one in folder.iterdir() if not one.name.startswith(f".{ABOUT}.")):
         raise TuneError(f"{folder} is there, not empty and no folder of tuned cultures; give another")
     folder.mkdir(exist_ok=True)
-    draft = folder / f".{ABOUT}.{os.getpid()}.tmp"
-    try:
-        with draft.open("w", encoding="utf-8") as written:
-            written.write(json.dumps(about, indent=1) + "\n")
-            written.flush()
-            os.fsync(written.fileno())
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(file) as written:
+        written.write(json.dumps(about, indent=1) + "\n")
     return folder
 
 

@@ -102,9 +102,9 @@ def test_smoothgrad_by_hand(curved: Subject) -> None:
     plain = attribute(curved, asked(), method="smoothgrad", objective="logit_difference", options={"noise": 0.0})
     assert float(plain.signed[0, 0, 0]) == pytest.approx(36, abs=1e-12)
     ids = encode_corpus(curved, asked())[0].ids
-    from neuropolis.attribution.paths import _generator
+    from neuropolis.attribution.paths import generator_of
 
-    drawn = torch.randn((2, 1), generator=_generator(ids, 5)) * 0.5**0.5
+    drawn = torch.randn((2, 1), generator=generator_of(ids, 5)) * 0.5**0.5
     e = 1 + 0.1 * float(drawn[1, 0])
     noisy = attribute(
         curved, asked(), method="smoothgrad", objective="logit_difference", options={"samples": 1, "seed": 5}
