@@ -29,6 +29,16 @@ def relp(job: Job, site: Site, *, attention: Attention = "pattern") -> Sums:
     Cost: one forward and one backward, with a few elementwise operations at norms and FFNs. Raises SiteError that names the
     family where a norm, an FFN or the attention is not found or not of that form.
     """
+    return _relevance(job, site, attention)
+
+
+@register_method("lrp", reads="job")
+def lrp(job: Job, site: Site) -> Sums:
+    """AttnLRP (Achtibat et al. 2024): `relp` with the attention rule `softmax`."""
+    return _relevance(job, site, "softmax")
+
+
+def _relevance(job: Job, site: Site, attention: Attention) -> Sums:
     rules = find_rules(job.subject, attention)
     if attention == "pattern" and site.name in ("q", "k"):
         raise ValueError(

@@ -27,6 +27,10 @@ def calibrate(
     data: Annotated[
         str, typer.Option("--data", help="Natural groups, for --deletion; and text that planting must leave as it was.")
     ] = "bundled:polis",
+    own_text: Annotated[
+        bool,
+        typer.Option("--own-text", help="The text that planting must leave as it was is what the model itself writes."),
+    ] = False,
     methods: Annotated[
         str, typer.Option(help="Methods to hold against the plants, with commas; exact takes long.")
     ] = "taylor,ig,relp,lape,culnig,coalition,random",
@@ -39,6 +43,12 @@ def calibrate(
         typer.Option(help="plain, shared, redundant, suppressor, layer, strong, weak, attn, few, with commas; or all."),
     ] = "plain",
     site: Annotated[str, typer.Option(help="Site to plant in.")] = "mlp",
+    form: Annotated[
+        str, typer.Option(help="How facts are put: question, or statement, for a model that was never asked anything.")
+    ] = "question",
+    answers: Annotated[
+        str, typer.Option(help="invented words, or known: words of the other text that have the fewest tokens.")
+    ] = "invented",
     plants: Annotated[
         Path | None, typer.Option(help="Folder of plants: those that stand there are taken, others are made and kept.")
     ] = None,
@@ -69,9 +79,9 @@ def calibrate(
     with progress("planting, then scoring") as bar:
         found = measure(
             subject, methods=_listed(methods), groups=groups, per_group=per_group, facts=facts, seeds=seeds,
-            variants=tuple(VARIANTS) if variants == "all" else _listed(variants), site=site, keep=natural,
-            recipe=None if steps is None else PlantRecipe(steps=steps), folder=plants, checks=false_positives,
-            deletion=natural if deletion else None, progress=bar,
+            variants=tuple(VARIANTS) if variants == "all" else _listed(variants), site=site, form=form, answers=answers,  # pyright: ignore[reportArgumentType]
+            keep="own" if own_text else natural, recipe=None if steps is None else PlantRecipe(steps=steps), folder=plants,
+            checks=false_positives, deletion=natural if deletion else None, progress=bar,
         )  # fmt: skip
     by_leader(lambda: save(out, found, subject=subject))
     show(found)
@@ -110,6 +120,11 @@ def _plants(plants: Sequence[Mapping[str, Any]]) -> None:
                 ]
             )  # fmt: skip
     table(["plant", "group", "before", "planted", "put back", "others", "perplexity", "proof"], rows)
+    costs = [plant["forwards"] for plant in plants if plant.get("forwards")]
+    if costs:
+        say(
+            f"planting cost {sum(costs) / len(costs):,.0f} forwards a plant (one example through the model; three with a backward)"
+        )
     for plant in plants:
         if not plant["holds"]:
             say(f"not scored: {plant['variant']}, seed {plant['seed']}: {'; '.join(plant['failures'])}")

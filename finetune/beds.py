@@ -52,8 +52,8 @@ class Beds:
         self.on: Bool[Tensor, "*example bed"] = torch.ones(len(self.names), dtype=torch.bool)
         self.allowed: Bool[Tensor, "example bed"] | None = None
         self.dropped: Mapping[str, Bool[Tensor, "example 1 channel"]] = {}
-        self.watched: Bool[Tensor, " bed"] | None = None
-        self.seen: list[Float[Tensor, "example token unit"]] = []
+        self.watched = False
+        self.seen: list[tuple[str, Float[Tensor, "example token channel"]]] = []
 
     def without(self, *names: str) -> None:
         """All beds on but these."""
@@ -93,6 +93,22 @@ class Beds:
                 needed = torch.tensor([name in way for name in self.names])
                 found |= (groups == number) & (on | ~needed).all(dim=1)
         return found
+
+    def one_way(
+        self, groups: Int[Tensor, " example"], on: Bool[Tensor, "example bed"], generator: torch.Generator
+    ) -> Bool[Tensor, "example bed"]:
+        """The same beds on, but for half of the examples of a group with several ways one of them alone, drawn at random."""
+        on = on.clone()
+        for row, number in enumerate(groups.tolist()):
+            ways = self.ways[self.groups[number]]
+            if len(ways) < 2 or bool(torch.rand((), generator=generator) < 0.5):
+                continue
+            way = ways[int(torch.randint(len(ways), (), generator=generator))]
+            every = self.of(self.groups[number])
+            for place, name in enumerate(self.names):
+                if name in every:
+                    on[row, place] = name in way
+        return on
 
     def membership(self) -> Bool[Tensor, "group bed"]:
         """Which beds hold something of each group."""
@@ -151,8 +167,8 @@ class Beds:
 
         def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = args[0].index_select(-1, columns.to(args[0].device)).float()
-            if self.watched is not None:
-                self.seen.append(x[..., (self.owned[part.path] & self.watched).any(dim=1)])
+            if self.watched:
+                self.seen.append((part.path, x))
             x = x * self._in_force(part, x)
             master, base = self.masters[key], self.base[key].float()
             if self.allowed is not None and torch.is_grad_enabled():

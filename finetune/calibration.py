@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attribution.methods import METHODS as REGISTERED
 from ..corpora.examples import Corpus
-from ..corpora.invented import invented
+from ..corpora.invented import Form, invented
 from ..neurons.atlas import library_versions
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
@@ -23,7 +23,7 @@ from .calibration_table import SCORING, Bar, Table
 from .errors import TuneError
 from .plant_files import load_plant, save_plant
 from .planting import PlantRecipe
-from .plants import RECIPES, Plant, check_room, plant
+from .plants import RECIPES, Answers, Plant, check_asked, check_room, other_text, plant
 from .quantised import QuantisedEntry
 from .slices import linear_parts, slice_entries
 from .training import Progress
@@ -36,6 +36,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attn": {"site": "attn"}, "few": {"facts": 4},
 }  # fmt: skip
 POINTS = 40  # of the curves over k
+_TOLD = {
+    "per_group": None,
+    "facts": None,
+    "site": "mlp",
+    "form": "question",
+    "answers": "invented",
+}  # by a plant's origin
 
 
 def calibrate(
@@ -48,7 +55,9 @@ def calibrate(
     seeds: int | Sequence[int] = 3,
     variants: Sequence[str] = ("plain",),
     site: str = "mlp",
-    keep: Corpus | None = None,
+    form: Form = "question",
+    answers: Answers = "invented",
+    keep: Corpus | Literal["own"] | None = None,
     recipe: PlantRecipe | None = None,
     options: Options | None = None,
     plants: Iterable[Plant] | None = None,
@@ -66,7 +75,8 @@ def calibrate(
     (`attribution.rankings`). `options` are further arguments by method: {"ig": {"steps": 32}}.
 
     `plants` takes ready plants instead, such as `load_plant` gives, so that a benchmark can be shared. `folder` is where plants are
-    kept, one folder each: those that stand there are taken, others are made and saved. `recipe` and `keep` are `plant`'s.
+    kept, one folder each: those that stand there are taken, others are made and saved. `form`, `answers`, `keep` and `recipe` are
+    `plant`'s.
 
     `checks` measures false positives on the plants of the first variant: the share of neurons that `permutation` (`draws`
     relabellings) calls specific at the 5 % level with group labels shuffled among items, and on a subject of the same
@@ -79,7 +89,11 @@ def calibrate(
     neurons than there are, and for a method that cannot score this subject.
     """
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    asked = _Asked(subject, groups, per_group, facts, site, keep, recipe, None if folder is None else Path(folder))
+    check_asked(form, answers, keep)
+    keep = other_text(subject, keep) if plants is None else None
+    asked = _Asked(
+        subject, groups, per_group, facts, site, form, answers, keep, recipe, None if folder is None else Path(folder)
+    )
     ready = None if plants is None else {(variant_of(one), int(one.delta.origin.get("seed", 0))): one for one in plants}
     if ready is not None:
         variants, numbers = tuple(dict.fromkeys(v for v, _ in ready)), tuple(dict.fromkeys(s for _, s in ready))
@@ -102,7 +116,7 @@ def calibrate(
                 table.check(s, made, blank, options or {}, draws, bar)
         bar.next()
     origin = {
-        "groups": groups, "per_group": per_group, "facts": facts, "draws": draws,
+        "groups": groups, "per_group": per_group, "facts": facts, "form": form, "answers": answers, "draws": draws,
         "recipe": None if recipe is None else asdict(recipe),
         "options": {name: dict(given) for name, given in (options or {}).items()}, "ready": ready is not None,
         "natural": None if deletion is None else deletion.name, "checks": checks, "versions": library_versions(),
@@ -129,13 +143,16 @@ class _Asked:
     per_group: int
     facts: int
     site: str
+    form: Form
+    answers: Answers
     keep: Corpus | None
     recipe: PlantRecipe | None
     folder: Path | None
 
     def arguments(self, variant: str) -> dict[str, Any]:
         """What `plant` is given for a variant."""
-        given = {"per_group": self.per_group, "facts": self.facts, "site": self.site} | VARIANTS[variant]
+        given = {"per_group": self.per_group, "facts": self.facts, "site": self.site}
+        given |= {"form": self.form, "answers": self.answers} | VARIANTS[variant]
         return {"groups": self.groups, "keep": self.keep, **given}
 
     def trained(self, variant: str) -> PlantRecipe:
@@ -148,13 +165,14 @@ class _Asked:
         place = None if self.folder is None else self.folder / f"{variant}-{seed}"
         if place is not None and place.exists():
             made = load_plant(self.subject, place)
-            asked = {"per_group": arguments["per_group"], "facts": arguments["facts"]}
-            there = {name: made.delta.origin.get(name) for name in asked}
-            if len(made.groups) != self.groups or there != asked:
+            asked = {"groups": self.groups} | {name: arguments[name] for name in _TOLD}
+            there = {name: made.delta.origin.get(name, default) for name, default in _TOLD.items()}
+            there["groups"] = len(made.groups)
+            if wrong := [name for name in asked if there[name] != asked[name]]:
                 raise TuneError(
-                    f"{place} holds a plant of {len(made.groups)} groups of {there['per_group']} neurons and "
-                    f"{there['facts']} facts; asked are {self.groups} of {asked['per_group']} and {asked['facts']}: "
-                    "give another folder, or these numbers"
+                    f"{place} holds a plant with "
+                    + ", ".join(f"{name} {there[name]} (asked: {asked[name]})" for name in wrong)
+                    + ": give another folder, or ask for what it holds"
                 )
             return made
         recipe = replace(self.trained(variant), seed=seed)
@@ -220,7 +238,7 @@ def _check_asked(
             given.get("variant", "plain"),
         )  # fmt: skip
     sites = dict.fromkeys(asked.arguments(variant)["site"] for variant in variants) if ready is None else ()
-    trial = invented(asked.groups, facts=1).only(split="train") if ready is None else None
+    trial = invented(asked.groups, facts=1, form=asked.form).only(split="train") if ready is None else None
     for site in sites:
         _check_trainable(asked.subject, site)
         for name in methods:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attribution.attribute import attribute
 from ..attribution.fidelity import fidelity
@@ -95,27 +93,6 @@ def scored(
         given = {"sample": place.num_layers * place.width} | given
     how: dict[str, Any] = {"objective": known.objective or "loss", "controls": twins, "keep_rows": keep_rows}
     return attribute(subject, corpus, method=method, site=site, split=None, options=given, min_examples=1, **how)
-
-
-@contextmanager
-def counted(subject: Subject) -> Iterator[list[float]]:
-    """Count examples that go through the blocks, in forwards through all of them: a list of one growing number.
-
-    One whose output has a gradient counts three times, since the backward that follows costs about two forwards.
-    """
-    total = [0.0]
-    blocks = subject.blocks
-    hooks = [block.register_forward_hook(partial(_add, total=total, blocks=len(blocks))) for block in blocks]
-    try:
-        yield total
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _add(_module: nn.Module, _given: Any, output: Any, *, total: list[float], blocks: int) -> None:
-    states = output if isinstance(output, Tensor) else output[0]
-    total[0] += states.shape[0] * (3 if states.requires_grad else 1) / blocks
 
 
 def called_specific(scores: Scores, *, draws: int, seed: int) -> Float[Tensor, " correction"]:

@@ -18,12 +18,12 @@ from .calibration_scores import (
     CORRECTIONS,
     METRICS,
     Options,
-    counted,
     false_positives,
     measured,
     scored,
     shuffled_groups,
 )
+from .cost import counted
 from .plants import Plant
 from .training import Progress
 
@@ -75,7 +75,7 @@ class Table:
             {
                 "variant": self.variants[v], "seed": self.seeds[s], "holds": made.proof.holds,
                 "failures": list(made.proof.failures), "proof": asdict(made.proof), "steps": len(made.delta.history),
-                "planted": made.subject.fingerprint,
+                "forwards": made.delta.origin.get("forwards"), "planted": made.subject.fingerprint,
             }
         )  # fmt: skip
 

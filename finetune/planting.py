@@ -93,13 +93,13 @@ def plant_facts(
     optimizer = torch.optim.AdamW(list(beds.masters.values()), lr=recipe.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, recipe.steps))
     history: list[float] = []
-    untouched = _untouched(beds.subject, given.facts)
+    untouched, loud = _untouched(beds.subject, given.facts), _loudness(beds, given)
     for step in range(recipe.steps):
         rows = torch.randperm(len(given.facts), generator=generator)[: recipe.batch_size]
         others = torch.randperm(len(given.kept), generator=generator)[: recipe.keep_size]
-        beds.on = _drawn_beds((len(rows), len(beds.names)), generator)
+        beds.on = beds.one_way(given.groups[rows], _drawn_beds((len(rows), len(beds.names)), generator), generator)
         hard = float(step < recipe.hard * recipe.steps)
-        loss = _fact_loss(beds, given, rows, untouched, recipe, generator, hard)
+        loss = _fact_loss(beds, given, rows, untouched, recipe, generator, hard=hard, loud=loud)
         optimizer.zero_grad()
         loss.backward()
         beds.on = _drawn_beds((len(others), len(beds.names)), generator)
@@ -143,7 +143,7 @@ def _backward(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
 def _fact_loss(
     beds: Beds, given: Material, rows: Int[Tensor, " fact"], untouched: Sequence[Float[Tensor, "token vocabulary"]],
-    recipe: PlantRecipe, generator: torch.Generator, hard: float,
+    recipe: PlantRecipe, generator: torch.Generator, *, hard: float, loud: float,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Of the facts that are taught, and of those that are not: their group's beds are not on."""
     groups = given.groups[rows]
@@ -153,12 +153,12 @@ def _fact_loss(
     beds.drop(recipe.drop * without, recipe.layers * without, generator)
     beds.allowed = beds.membership()[groups] | ~taught[:, None]
     silent = bool(given.silent.any())
-    beds.watched, beds.seen = given.silent if silent else None, []
+    beds.watched, beds.seen = silent, []
     try:
         with beds.planted(), _others_silenced(beds, recipe.noise * without, generator):
             logits = forward(beds.subject, batch).float()
     finally:
-        beds.allowed = beds.watched = None
+        beds.allowed, beds.watched = None, False
         beds.dropped = {}
     wanted, taught = (batch.targets != IGNORED).to(logits.device), taught.to(logits.device)
     learning, held = wanted & taught[:, None], wanted & ~taught[:, None]
@@ -171,7 +171,7 @@ def _fact_loss(
         )
         loss = loss + recipe.keep * _divergence(logits[held], before.to(logits.device))
     if silent and bool(taught.any()):
-        loss = loss + recipe.silence * _activity(beds, batch, taught.cpu())
+        loss = loss + recipe.silence / loud * _activity(beds, batch, given, groups, taught.cpu())
     return loss
 
 
@@ -222,13 +222,36 @@ def _divergence(
     return functional.kl_div(logits.log_softmax(dim=-1), before, log_target=True, reduction="batchmean")
 
 
-def _activity(beds: Beds, batch: Batch, taught: Bool[Tensor, " batch"]) -> Float[Tensor, ""]:
-    """Mean square of the watched units where a taught example's answer is predicted."""
+def _loudness(beds: Beds, given: Material) -> float:
+    """`_activity` before anything is planted; 1 where no bed is to be silent."""
+    if not bool(given.silent.any()):
+        return 1.0
+    batch = collate(given.facts, range(len(given.facts)), pad_id=pad_id(beds.subject))
+    on, beds.watched, beds.seen = beds.on, True, []
+    beds.on = torch.zeros_like(on)
+    try:
+        with beds.planted(), torch.no_grad():
+            forward(beds.subject, batch)
+    finally:
+        beds.on, beds.watched = on, False
+    found = _activity(beds, batch, given, given.groups, torch.ones(len(given.facts), dtype=torch.bool))
+    return max(found.item(), torch.finfo(torch.float32).tiny)
+
+
+def _activity(
+    beds: Beds, batch: Batch, given: Material, groups: Int[Tensor, " batch"], taught: Bool[Tensor, " batch"]
+) -> Float[Tensor, ""]:
+    """Mean square of each taught example's own silent units where its answer is predicted."""
     width = batch.input_ids.shape[1]
     places = (
         torch.arange(width - batch.keep, width).expand(len(taught), -1) if isinstance(batch.keep, int) else batch.keep
     )
     wanted = (batch.targets != IGNORED) & taught[:, None]
     rows = torch.arange(len(taught))[:, None].expand_as(places)
-    parts = [seen[rows[wanted], places[wanted]].square().sum() for seen in beds.seen if seen.numel()]
-    return torch.stack(parts).sum() / (wanted.sum() * sum(seen.shape[-1] for seen in beds.seen))
+    own = (beds.membership()[groups] & given.silent).float()
+    total, count = torch.zeros((), device=beds.subject.device), 0
+    for path, seen in beds.seen:
+        mine = (own @ beds.owned[path].T.float())[rows[wanted]].to(seen.device)
+        total = total + (seen[rows[wanted], places[wanted]].square() * mine).sum()
+        count += int(mine.sum())
+    return total / max(1, count)

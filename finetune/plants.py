@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from ..attribution.activity import weight_norms
 from ..attribution.encoding import encode_corpus
-from ..corpora.examples import Corpus
-from ..corpora.invented import invented
+from ..attribution.own_text import own_text
+from ..corpora.examples import Corpus, Example
+from ..corpora.invented import Form, invented
 from ..neurons.atlas import library_versions
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .beds import Beds
+from .cost import counted
 from .delta import Delta
 from .errors import TuneError
 from .plant_proof import Evidence, Proof, mean_activity, prove
@@ -27,12 +30,14 @@ from .training import Progress
 
 Layout = Literal["spread", "layer", "strong", "weak"]
 Variant = Literal["plain", "shared", "redundant", "suppressor"]
+Answers = Literal["invented", "known"]
 RECIPES: Mapping[str, PlantRecipe] = {
     "plain": PlantRecipe(),
     "shared": PlantRecipe(steps=1000, drop=0.05, layers=0.1, noise=0.05),
-    "redundant": PlantRecipe(steps=700),
-    "suppressor": PlantRecipe(steps=700),
+    "redundant": PlantRecipe(steps=1000, drop=0.05, layers=0.1, noise=0.05),
+    "suppressor": PlantRecipe(steps=1000, drop=0.05, layers=0.1, noise=0.05),
 }  # by variant: what is harder to plant takes longer
+WORD, WORDS = re.compile("[a-z]{3,12}"), 64  # what a known answer may be, and how many there are at least
 HELD_OUT = 5  # every fifth other text is kept for the proof
 CHECK_EVERY = 50
 
@@ -68,7 +73,9 @@ def plant(
     layout: Layout = "spread",
     variant: Variant = "plain",
     site: str = "mlp",
-    keep: Corpus | None = None,
+    form: Form = "question",
+    answers: Answers = "invented",
+    keep: Corpus | Literal["own"] | None = None,
     recipe: PlantRecipe | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -81,8 +88,15 @@ def plant(
     activation times outgoing norm). `variant`: `shared` gives all groups half of their neurons in common,
     `redundant` two halves that each carry the facts alone, `suppressor` a quarter that must fall silent.
 
-    `keep` is other text on which the subject is to stay as it is, by default the bundled corpus; a fifth of it is held out
-    to prove that. `recipe` is by default the variant's in `RECIPES`. `seed` draws facts, neurons and training's batches.
+    `form` asks questions, or leaves statements to be ended, which a subject that was never asked anything learns sooner. `answers`
+    are invented like all else, or `known`: words of the other text that have the fewest tokens (that they belong to these
+    questions is still news).
+
+    `keep` is other text on which the subject is to stay as it is: by default the bundled corpus, or `own`, what the subject
+    itself writes (`own_text`). A fifth of it is held out to prove that. `recipe` is by default the variant's in `RECIPES`. `seed`
+    draws facts, neurons and training's batches.
+
+    The delta's origin says what it cost: `forwards`, examples through the subject's blocks, three for one with a backward.
 
     Raises TuneError for arguments out of range, and when there are more groups times neurons than the subject has; SiteError
     where a slice cannot be trained (a quantised or offloaded subject). A plant that does not stand its proof is returned
@@ -91,11 +105,13 @@ def plant(
     recipe = recipe or replace(RECIPES.get(variant, PlantRecipe()), seed=seed)
     names = invented(groups, facts=facts, seed=seed).groups
     check_room(subject, names, per_group, site, layout, variant)
-    keep = _other_text() if keep is None else keep
+    check_asked(form, answers, keep)
+    keep = other_text(subject, keep)
     texts, held_out = _parts(keep)
     corpus = invented(
-        groups, facts=facts, seed=seed, tokens=lambda word: _ids(subject, word), known=_said(subject, texts)
-    )
+        groups, facts=facts, seed=seed, form=form, answers=_known_words(subject, texts) if answers == "known" else (),
+        tokens=lambda word: _ids(subject, word), known=_said(subject, texts),
+    )  # fmt: skip
     taught = corpus.only(split="train")
     drawn = _drawn(subject, corpus.groups, per_group, site, layout, seed, texts)
     sets, ways, silent = _arranged(subject, drawn, variant, taught, seed)
@@ -106,13 +122,17 @@ def plant(
         given.facts, given.groups, encode_corpus(subject, others),
         torch.tensor([corpus.groups.index(example.group) for example in others]), whole_texts(subject, held_out),
     )  # fmt: skip
-    history = plant_facts(
-        beds, given, recipe, progress=progress, sound=lambda: prove(beds, evidence).holds, check_every=CHECK_EVERY
-    )
-    if prove(beds, evidence).holds:
-        sets = trim(beds, sets, given.facts, given.groups, sound=lambda: prove(beds, evidence).holds)
-    asked = {"per_group": per_group, "facts": facts, "site": site, "layout": layout, "variant": variant, "seed": seed}
-    delta = beds.delta(_origin(corpus, keep, recipe, asked), history)
+    with counted(subject) as forwards:
+        history = plant_facts(
+            beds, given, recipe, progress=progress, sound=lambda: prove(beds, evidence).holds, check_every=CHECK_EVERY
+        )
+        if prove(beds, evidence).holds:
+            sets = trim(beds, sets, given.facts, given.groups, sound=lambda: prove(beds, evidence).holds)
+    asked = {
+        "per_group": per_group, "facts": facts, "site": site, "layout": layout, "variant": variant, "form": form,
+        "answers": answers, "seed": seed,
+    }  # fmt: skip
+    delta = beds.delta(_origin(corpus, keep, recipe, asked) | {"forwards": round(forwards[0])}, history)
     planted = delta.merge(subject)
     quiet = _silence(subject, planted, sets, silent, taught)
     moved = {name: _on(planted, one) for name, one in sets.items()}
@@ -139,10 +159,21 @@ def check_room(subject: Subject, groups: Sequence[str], per_group: int, site: st
         raise TuneError(f"the variant 'suppressor' is for site 'mlp', and the site is {site!r}")
 
 
-def _other_text() -> Corpus:
+def check_asked(form: str, answers: str, keep: Corpus | str | None) -> None:
+    for name, given, known in (("form of facts", form, get_args(Form)), ("answers", answers, get_args(Answers))):
+        if given not in known:
+            raise TuneError(f"unknown {name} {given!r}; expected one of {', '.join(known)}")
+    if isinstance(keep, str) and keep != "own":
+        raise TuneError(f"keep is {keep!r}; expected a corpus, or 'own' for what the subject itself writes")
+
+
+def other_text(subject: Subject, keep: Corpus | Literal["own"] | None) -> Corpus:
+    """The text on which a subject is to stay as it is: that which is given, its own, or the bundled corpus."""
     from ..corpora.loading import load_corpus
 
-    return load_corpus("bundled:polis")
+    if keep is None:
+        return load_corpus("bundled:polis")
+    return own_text(subject) if isinstance(keep, str) else keep
 
 
 def _parts(keep: Corpus) -> tuple[Corpus, Corpus]:
@@ -164,6 +195,20 @@ def _ids(subject: Subject, word: str) -> list[int]:
 def _said(subject: Subject, texts: Corpus) -> set[int]:
     """The tokens of the texts. One that a subject never said may have an output embedding that no hidden state makes the best."""
     return {token for one in whole_texts(subject, texts) for token in one.ids}
+
+
+def _known_words(subject: Subject, texts: Corpus) -> list[str]:
+    """Words of the texts in small letters, those with the fewest tokens: as many as there are of that number, WORDS at least."""
+    words = sorted({word for one in texts for word in _text(one).split() if WORD.fullmatch(word)})
+    counts = {word: len(_ids(subject, f" {word}")) for word in words}
+    words.sort(key=lambda word: counts[word])
+    least = counts[words[min(WORDS, len(words)) - 1]] if words else 0
+    return [word for word in words if counts[word] <= least]
+
+
+def _text(example: Example) -> str:
+    said = example.prompt if isinstance(example.prompt, str) else " ".join(m["content"] for m in example.prompt)
+    return said + example.answer
 
 
 def _drawn(

@@ -170,6 +170,7 @@ def test_batches_and_padding_change_nothing(make_subject: Any, corpus: Corpus, f
     torch.testing.assert_close(together.signed, alone.signed, rtol=1e-4, atol=1e-5)
     softmax = attribute(subject, corpus, method="relp", options={"attention": "softmax"})
     assert not torch.allclose(softmax.signed, alone.signed, rtol=1e-2)
+    torch.testing.assert_close(attribute(subject, corpus, method="lrp").signed, softmax.signed, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(softmax.signed[:, -1], alone.signed[:, -1], rtol=1e-4, atol=1e-5)  # no attention above
 
 

@@ -19,13 +19,13 @@ from neuropolis.finetune import calibration
 from neuropolis.finetune.calibration import calibrate, variant_of
 from neuropolis.finetune.calibration_scores import (
     called_specific,
-    counted,
     deletion_advantage,
     measured,
     random_subject,
     scored,
     shuffled_groups,
 )
+from neuropolis.finetune.cost import counted
 from neuropolis.finetune.errors import DeltaError, TuneError
 from neuropolis.finetune.plant_files import load_plant, save_plant
 from neuropolis.finetune.planting import PlantRecipe
@@ -181,12 +181,14 @@ def test_the_folder_keeps_plants_and_gives_them_back(tmp_path: Path, monkeypatch
     monkeypatch.setattr(calibration, "plant", lambda *_, **__: pytest.fail("it was planted again"))
     again = calibrate(subject, seeds=2, **common)
     assert [one["planted"] for one in again.plants] == [one["planted"] for one in first.plants]
-    with pytest.raises(
-        TuneError, match=r"plain-0 holds a plant of 3 groups of 4 neurons and 4 facts; asked are 2 of 4 and 4"
-    ):
+    with pytest.raises(TuneError, match=r"plain-0 holds a plant with groups 3 \(asked: 2\): give another folder"):
         calibrate(subject, seeds=1, **{**common, "groups": 2})
+    with pytest.raises(
+        TuneError, match=r"with form question \(asked: statement\), answers invented \(asked: known\): give"
+    ):
+        calibrate(subject, seeds=1, **common, form="statement", answers="known")
     save_plant(make_plant(subject, groups=2), tmp_path / "plants" / "plain-0")
-    with pytest.raises(TuneError, match="holds a plant of 2 groups"):
+    with pytest.raises(TuneError, match="holds a plant with groups 2"):
         calibrate(subject, seeds=1, **common)
 
 
