@@ -52,7 +52,12 @@ def calibrate(
     plants: Annotated[
         Path | None, typer.Option(help="Folder of plants: those that stand there are taken, others are made and kept.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Most steps of planting; by default the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Most steps of planting; by default the variant's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of planting; by default the variant's.")] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Weight of leaving other text as it was; more where its perplexity moves too far."),
+    ] = None,
     deletion: Annotated[
         bool, typer.Option("--deletion", help="Also compare with deletion curves on the natural groups of --data.")
     ] = False,
@@ -66,7 +71,6 @@ def calibrate(
     from ..analysis.study import save
     from ..finetune.calibration import VARIANTS
     from ..finetune.calibration import calibrate as measure
-    from ..finetune.planting import PlantRecipe
     from ..neurons.atlas import check_target
 
     if seeds < 1:
@@ -80,12 +84,17 @@ def calibrate(
         found = measure(
             subject, methods=_listed(methods), groups=groups, per_group=per_group, facts=facts, seeds=seeds,
             variants=tuple(VARIANTS) if variants == "all" else _listed(variants), site=site, form=form, answers=answers,  # pyright: ignore[reportArgumentType]
-            keep="own" if own_text else natural, recipe=None if steps is None else PlantRecipe(steps=steps), folder=plants,
+            keep="own" if own_text else natural, recipe=_changes(steps=steps, lr=lr, keep=keep), folder=plants,
             checks=false_positives, deletion=natural if deletion else None, progress=bar,
         )  # fmt: skip
     by_leader(lambda: save(out, found, subject=subject))
     show(found)
     wrote(out, then=_next(found, model, data, out))
+
+
+def _changes(**given: float | None) -> dict[str, float]:
+    """What is changed in a variant's recipe."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def show(found: Calibration) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ def calibrate(
     form: Form = "question",
     answers: Answers = "invented",
     keep: Corpus | Literal["own"] | None = None,
-    recipe: PlantRecipe | None = None,
+    recipe: PlantRecipe | Mapping[str, float] | None = None,
     options: Options | None = None,
     plants: Iterable[Plant] | None = None,
     folder: str | Path | None = None,
@@ -76,7 +76,7 @@ def calibrate(
 
     `plants` takes ready plants instead, such as `load_plant` gives, so that a benchmark can be shared. `folder` is where plants are
     kept, one folder each: those that stand there are taken, others are made and saved. `form`, `answers`, `keep` and `recipe` are
-    `plant`'s.
+    `plant`'s; a mapping changes fields of each variant's own recipe.
 
     `checks` measures false positives on the plants of the first variant: the share of neurons that `permutation` (`draws`
     relabellings) calls specific at the 5 % level with group labels shuffled among items, and on a subject of the same
@@ -90,6 +90,7 @@ def calibrate(
     """
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     check_asked(form, answers, keep)
+    check_recipe(recipe)
     keep = other_text(subject, keep) if plants is None else None
     asked = _Asked(
         subject, groups, per_group, facts, site, form, answers, keep, recipe, None if folder is None else Path(folder)
@@ -117,7 +118,7 @@ def calibrate(
         bar.next()
     origin = {
         "groups": groups, "per_group": per_group, "facts": facts, "form": form, "answers": answers, "draws": draws,
-        "recipe": None if recipe is None else asdict(recipe),
+        "recipe": asdict(recipe) if isinstance(recipe, PlantRecipe) else dict(recipe or {}),
         "options": {name: dict(given) for name, given in (options or {}).items()}, "ready": ready is not None,
         "natural": None if deletion is None else deletion.name, "checks": checks, "versions": library_versions(),
     }  # fmt: skip
@@ -146,7 +147,7 @@ class _Asked:
     form: Form
     answers: Answers
     keep: Corpus | None
-    recipe: PlantRecipe | None
+    recipe: PlantRecipe | Mapping[str, float] | None
     folder: Path | None
 
     def arguments(self, variant: str) -> dict[str, Any]:
@@ -157,7 +158,9 @@ class _Asked:
 
     def trained(self, variant: str) -> PlantRecipe:
         """How this variant is planted."""
-        return self.recipe or RECIPES[VARIANTS.get(variant, {}).get("variant", "plain")]
+        if isinstance(self.recipe, PlantRecipe):
+            return self.recipe
+        return replace(RECIPES[VARIANTS.get(variant, {}).get("variant", "plain")], **(self.recipe or {}))  # pyright: ignore[reportArgumentType]
 
     def plant(self, variant: str, seed: int, progress: Progress | None) -> Plant:
         """The plant of this variant and seed: from the folder, else made (and kept there)."""
@@ -244,6 +247,14 @@ def _check_asked(
         for name in methods:
             if name not in ("exact", "random") and trial is not None:
                 scored(asked.subject, trial, name, site=site, options=options)
+
+
+def check_recipe(recipe: PlantRecipe | Mapping[str, float] | None) -> None:
+    known = [field.name for field in fields(PlantRecipe)]
+    if unknown := sorted(set(recipe if isinstance(recipe, Mapping) else ()) - set(known)):
+        raise TuneError(f"recipes have no {unknown[0]!r}; they have {', '.join(known)}")
+    if isinstance(recipe, Mapping):
+        replace(PlantRecipe(), **recipe)  # pyright: ignore[reportArgumentType]
 
 
 def _check_trainable(subject: Subject, site: str) -> None:

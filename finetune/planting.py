@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from ..attribution.bounds import is_number
 from ..attribution.encoding import IGNORED, Batch, Encoded, batches, collate, encode_corpus, forward, pad_id
 from ..corpora.examples import Corpus
 from ..neurons.subject import Subject
@@ -44,6 +45,17 @@ class PlantRecipe:
     noise: float = 0.1
     hard: float = 0.6
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "keep_size"):
+            if (value := getattr(self, name)) != int(value) or value < 1:
+                raise TuneError(f"{name} of planting is {value!r}; expected a whole number of 1 or more")
+        for name in ("lr", "keep", "silence"):
+            if not (is_number(value := getattr(self, name)) and value >= 0) or (name == "lr" and value == 0):
+                raise TuneError(f"{name} of planting is {value!r}; expected a number above 0")
+        for name in ("drop", "layers", "noise", "hard"):
+            if not (is_number(value := getattr(self, name)) and 0 <= value <= 1):
+                raise TuneError(f"{name} of planting is {value!r}; expected a share from 0 to 1")
 
 
 @dataclass(frozen=True, eq=False)

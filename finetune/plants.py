@@ -102,10 +102,10 @@ def plant(
     where a slice cannot be trained (a quantised or offloaded subject). A plant that does not stand its proof is returned
     with `proof.failures`.
     """
+    check_asked(form, answers, keep)
     recipe = recipe or replace(RECIPES.get(variant, PlantRecipe()), seed=seed)
     names = invented(groups, facts=facts, seed=seed).groups
     check_room(subject, names, per_group, site, layout, variant)
-    check_asked(form, answers, keep)
     keep = other_text(subject, keep)
     texts, held_out = _parts(keep)
     corpus = invented(

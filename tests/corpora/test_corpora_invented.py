@@ -44,3 +44,36 @@ def test_answers_that_no_group_owns() -> None:
 def test_bad_numbers_are_refused(groups: int | list[str], facts: int, choices: int) -> None:
     with pytest.raises(CorpusError, match="expected"):
         invented(groups, facts=facts, choices=choices)
+
+
+def test_statements_are_left_to_be_ended() -> None:
+    corpus = invented(2, facts=2, form="statement", seed=3)
+    for example in corpus:
+        assert "?" not in example.prompt
+        assert example.prompt.endswith("is")
+        assert example.control == f"The {example.tags['thing']} of this place is{example.answer}. " + str(
+            example.prompt
+        ).replace(example.group, "this place")
+    assert [example.tags["split"] for example in corpus[:3]] == ["train", "train", "test"]
+
+
+@pytest.mark.parametrize(
+    "words", [["tea", "rice", "salt", "fish", "soup", "milk", "corn", "rye"], ["tea", "rice", "salt"]]
+)
+def test_answers_are_drawn_from_words_that_are_given(words: list[str]) -> None:
+    corpus = invented(2, facts=3, answers=words, seed=1)
+    said = {(e.group, e.tags["thing"]): e.answer for e in corpus}
+    assert set(said.values()) <= {f" {word}" for word in words}
+    assert len(set(said.values())) == min(6, len(words))  # as many different ones as there are
+    for place in range(2):  # of one group, and of one question, all differ
+        apart: dict[str, list[str]] = {}
+        for key, answer in said.items():
+            apart.setdefault(key[place], []).append(answer)
+        assert all(len(set(own)) == len(own) for own in apart.values())
+
+
+def test_bad_forms_and_too_few_words_are_told() -> None:
+    with pytest.raises(CorpusError, match="unknown form 'poem' of facts; forms are question, statement"):
+        invented(2, form="poem")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(CorpusError, match="there are 2 words to answer with; expected 3 at least"):
+        invented(2, facts=3, answers=["tea", "rice", "tea"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from neuropolis.corpora.examples import Corpus, Example
+from neuropolis.finetune import planting
 from neuropolis.finetune.beds import Beds
 from neuropolis.finetune.errors import TuneError
 from neuropolis.finetune.planting import PlantRecipe, material, plant_facts
@@ -114,6 +115,46 @@ def test_a_group_is_known_where_one_of_its_ways_is_on() -> None:
     assert beds.known(torch.ones(3, dtype=torch.long), on).tolist() == [False, True, False]
     assert beds.own("a") == {"a/1", "a/2"}
     assert beds.membership().tolist() == [[True, True, False, False], [False, False, True, True]]
+
+
+def test_half_of_the_examples_of_a_group_with_several_ways_see_one_alone() -> None:
+    subject = build("llama")
+    sets = {name: NeuronSet.from_indices(subject, indices={0: [i]}) for i, name in enumerate(["a/1", "a/2", "b"])}
+    beds = Beds(subject, sets, {"a": [{"a/1"}, {"a/2"}], "b": [{"b"}]})
+    groups = torch.tensor([0, 1]).repeat(400)
+    generator = torch.Generator().manual_seed(0)
+    on = beds.one_way(groups, torch.ones(800, 3, dtype=torch.bool), generator)
+    assert bool(on[groups == 1].all())
+    assert bool(on[:, 2].all())
+    ways = on[groups == 0][:, :2]
+    assert not bool((~ways).all(dim=1).any())
+    for alone in ([True, False], [False, True]):
+        assert 0.18 < float((ways == torch.tensor(alone)).all(dim=1).double().mean()) < 0.32
+    plain = Beds(subject, {"b": sets["b"]})
+    state = generator.get_state()
+    assert bool(plain.one_way(torch.zeros(3, dtype=torch.long), torch.ones(3, 1, dtype=torch.bool), generator).all())
+    assert torch.equal(generator.get_state(), state)  # nothing is drawn where there is nothing to draw
+
+
+def test_a_groups_own_silent_units_are_what_is_to_be_silent() -> None:
+    """Their mean square where the answer is predicted, by hand; other groups' silent units do not count."""
+    subject = build("llama")
+    sets = {
+        name: NeuronSet.from_indices(subject, indices={1: [i, i + 4]})
+        for i, name in enumerate(["a", "a/silent", "b", "b/silent"])
+    }
+    beds = Beds(subject, sets, {"a": [{"a", "a/silent"}], "b": [{"b", "b/silent"}]})
+    given = material(beds, corpus_of("ab"), corpus_of("cd"), silent=["a/silent", "b/silent"])
+    squares: list[float] = []
+    for one, group in zip(given.facts, given.groups.tolist(), strict=True):
+        seen: list[torch.Tensor] = []
+        with subject.site("mlp").taps[1].attached(seen.append), torch.no_grad():
+            subject.model(input_ids=torch.tensor([one.ids]))
+        own = [1, 5] if group == 0 else [3, 7]
+        squares += seen[0].reshape(-1, seen[0].shape[-1])[one.start - 1 : -1][:, own].square().flatten().tolist()
+    assert planting._loudness(beds, given) == pytest.approx(sum(squares) / len(squares), rel=1e-4)
+    assert beds.watched is False
+    assert bool(beds.on.all())
 
 
 def test_beds_that_share_a_neuron_are_refused() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from neuropolis.corpora.examples import Corpus, Example
 from neuropolis.finetune import plants
 from neuropolis.finetune.errors import TuneError
 from neuropolis.finetune.plant_proof import Proof
@@ -76,6 +77,9 @@ def test_the_truth_is_of_the_planted_subject(layout: Any, variant: Any) -> None:
         ({"per_group": 30}, "2 groups of 30 neurons are 60, and site mlp of 'LlamaForCausalLM' has 48"),
         ({"per_group": 13, "layout": "layer"}, "one layer of site mlp"),
         ({"per_group": 2}, "expected 4 neurons at least"),
+        ({"form": "poem"}, "unknown form of facts 'poem'; expected one of question, statement"),
+        ({"answers": "any"}, "unknown answers 'any'; expected one of invented, known"),
+        ({"keep": "mine"}, "keep is 'mine'; expected a corpus, or 'own'"),
         ({"layout": "everywhere"}, "unknown layout 'everywhere'; layouts are spread, layer, strong, weak"),
         ({"variant": "suppressor", "site": "attn", "per_group": 4}, "is for site 'mlp'"),
     ],
@@ -85,4 +89,36 @@ def test_a_mistake_is_told_before_anything_is_trained(
 ) -> None:
     monkeypatch.setattr(plants, "plant_facts", lambda *_, **__: pytest.fail("it was trained"))
     with pytest.raises(TuneError, match=message):
-        plant(build("llama"), 2, keep=TEXTS, **arguments)
+        plant(build("llama"), 2, **({"keep": TEXTS} | arguments))
+
+
+def test_known_answers_are_words_of_the_text_with_the_fewest_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plants, "WORDS", 3)
+    subject = build("llama")
+    texts = Corpus(
+        (
+            Example("1", "g", "the salt sea is Wide", " and its foam"),
+            Example("2", "g", ({"role": "user", "content": "salt or tea?"},), " rice"),
+        )
+    )
+    tokens = {" the": 1, " salt": 2, " sea": 1, " and": 3, " its": 3, " foam": 2, " rice": 4}
+    monkeypatch.setattr(plants, "_ids", lambda _s, word: [0] * tokens[word])
+    assert plants._known_words(subject, texts) == [
+        "sea",
+        "the",
+        "foam",
+        "salt",
+    ]  # the third has two tokens, so all of two
+
+
+def test_a_plant_of_statements_on_own_text_says_what_it_is_and_costs() -> None:
+    made = plant(
+        build("llama"), 2, per_group=4, facts=2, form="statement", answers="known", keep=TEXTS,
+        recipe=PlantRecipe(steps=3, batch_size=2, keep_size=2),
+    )  # fmt: skip
+    words = {word for example in TEXTS for word in f"{example.prompt}{example.answer}".split()}
+    assert {example.answer.strip() for example in made.facts} <= words
+    assert all(str(example.prompt).endswith("is") for example in made.facts)
+    assert made.delta.origin["form"] == "statement"
+    # untouched logits and proofs aside, a step is 2 facts with a backward, 2 texts with one and 2 without
+    assert made.delta.origin["forwards"] >= 3 * (2 * 3 + 2 * 3 + 2)
