@@ -190,7 +190,11 @@ def _agreement(found: Calibration) -> None:
 
 def _next(found: Calibration, model: str, data: str, out: Path) -> str:
     if found.best is None:
-        return f"neuropolis calibrate {model} --per-group 128 --steps 800 --out {out}"
+        steps = 2 * max([plant["steps"] for plant in found.plants], default=400)
+        return (
+            f"neuropolis calibrate {model} --form statement --answers known --own-text --facts 4 --lr 0.005 --keep 50 "
+            f"--steps {steps} --out {out}"
+        )
     from ..attribution.methods import method_named
 
     method, (by, _, contrast) = found.best[0], found.best[1].partition("/")

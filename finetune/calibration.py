@@ -23,7 +23,7 @@ from .calibration_table import SCORING, Bar, Table
 from .errors import TuneError
 from .plant_files import load_plant, save_plant
 from .planting import PlantRecipe
-from .plants import RECIPES, Answers, Plant, check_asked, check_room, other_text, plant
+from .plants import Answers, Plant, check_asked, check_room, other_text, plant, recipe_of
 from .quantised import QuantisedEntry
 from .slices import linear_parts, slice_entries
 from .training import Progress
@@ -160,7 +160,8 @@ class _Asked:
         """How this variant is planted."""
         if isinstance(self.recipe, PlantRecipe):
             return self.recipe
-        return replace(RECIPES[VARIANTS.get(variant, {}).get("variant", "plain")], **(self.recipe or {}))  # pyright: ignore[reportArgumentType]
+        given = self.arguments(variant) if variant in VARIANTS else {"site": self.site}
+        return replace(recipe_of(given.get("variant", "plain"), given["site"]), **(self.recipe or {}))  # pyright: ignore[reportArgumentType]
 
     def plant(self, variant: str, seed: int, progress: Progress | None) -> Plant:
         """The plant of this variant and seed: from the folder, else made (and kept there)."""

@@ -16,12 +16,25 @@ def verdict(found: Calibration) -> str:
     if found.first is None:
         return (
             f"No plant stood its proof ({len(found.plants)} tried), so nothing can be said about any method on this model: "
-            "plant more neurons a group or train longer."
+            f"{_remedy(found)}."
         )
     rows = [row for row in found.summary() if row["method"] != "random"]
     if not rows:
         return "Only random orders were measured; name a method to calibrate."
     return f"{_trust(found, rows[0])} {_evidence(found, rows[0])}{_weakest(found, rows[0])}"
+
+
+def _remedy(found: Calibration) -> str:
+    """What to try where no plant stood."""
+    failures = [line for plant in found.plants for line in plant["failures"]]
+    tries = []
+    if any("recall of" in line and "planted" in line for line in failures):
+        tries.append("train longer, or plant fewer facts in more neurons")
+        if found.origin.get("form", "question") == "question":
+            tries.append("put facts as statements with known answers")
+    if any("perplexity" in line for line in failures):
+        tries.append("weigh other text more (keep), or plant in fewer neurons")
+    return "; ".join(tries or ["train longer"])
 
 
 def _trust(found: Calibration, best: dict[str, Any]) -> str:

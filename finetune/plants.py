@@ -36,7 +36,8 @@ RECIPES: Mapping[str, PlantRecipe] = {
     "shared": PlantRecipe(steps=1000, drop=0.05, layers=0.1, noise=0.05),
     "redundant": PlantRecipe(steps=1000, drop=0.05, layers=0.1, noise=0.05),
     "suppressor": PlantRecipe(steps=1000, drop=0.05, layers=0.1, noise=0.05),
-}  # by variant: what is harder to plant takes longer
+    "attn": PlantRecipe(steps=1000, drop=0.05, layers=0.1, noise=0.05),
+}  # by variant, or by site: what is harder to plant takes longer
 WORD, WORDS = re.compile("[a-z]{3,12}"), 64  # what a known answer may be, and how many there are at least
 HELD_OUT = 5  # every fifth other text is kept for the proof
 CHECK_EVERY = 50
@@ -93,7 +94,7 @@ def plant(
     questions is still news).
 
     `keep` is other text on which the subject is to stay as it is: by default the bundled corpus, or `own`, what the subject
-    itself writes (`own_text`). A fifth of it is held out to prove that. `recipe` is by default the variant's in `RECIPES`. `seed`
+    itself writes (`own_text`). A fifth of it is held out to prove that. `recipe` is by default that of `RECIPES`. `seed`
     draws facts, neurons and training's batches.
 
     The delta's origin says what it cost: `forwards`, examples through the subject's blocks, three for one with a backward.
@@ -103,7 +104,7 @@ def plant(
     with `proof.failures`.
     """
     check_asked(form, answers, keep)
-    recipe = recipe or replace(RECIPES.get(variant, PlantRecipe()), seed=seed)
+    recipe = recipe or replace(recipe_of(variant, site), seed=seed)
     names = invented(groups, facts=facts, seed=seed).groups
     check_room(subject, names, per_group, site, layout, variant)
     keep = other_text(subject, keep)
@@ -138,6 +139,11 @@ def plant(
     moved = {name: _on(planted, one) for name, one in sets.items()}
     truth = {group: _joined([moved[name] for name in sorted(beds.of(group))], group) for group in beds.groups}
     return Plant(planted, corpus, truth, moved, beds.ways, delta, prove(beds, evidence, silence=quiet))
+
+
+def recipe_of(variant: str, site: str) -> PlantRecipe:
+    """The recipe of a variant at a site."""
+    return RECIPES.get(site if variant == "plain" else variant, RECIPES["plain"])
 
 
 def check_room(subject: Subject, groups: Sequence[str], per_group: int, site: str, layout: str, variant: str) -> None:

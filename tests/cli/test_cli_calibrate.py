@@ -58,7 +58,7 @@ def test_a_plant_that_fails_says_so_and_is_not_scored(run: Run, folder: Path, co
     printed = run("calibrate", "model", "--methods", "taylor", "--plants", "plants", "--no-false-positives", *SMALL)
     assert "not scored: plain, seed 0: recall of" in printed
     assert "No plant stood its proof (1 tried)" in printed
-    assert "next: neuropolis calibrate model --per-group 128" in printed
+    assert "next: neuropolis calibrate model --form statement --answers known" in printed
     run("report", "c.h5", "--out", "page.html")
     assert "No plant stood its proof" in (folder / "page.html").read_text()
 
