@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from .attribution.layer_change import relevant_layers as relevant_layers
     from .attribution.located import Located as Located
     from .attribution.methods import register_method as register_method
+    from .attribution.own_text import own_text as own_text
     from .attribution.permutation import Significance as Significance
     from .attribution.permutation import permutation as permutation
     from .attribution.presets import preset as preset
@@ -260,6 +261,7 @@ _HOME = {
     "overlap_ablation": "finetune.studies",
     "pair_neurons": "attribution.language_pairs",
     "parallel_corpus": "corpora.translations",
+    "own_text": "attribution.own_text",
     "permutation": "attribution.permutation",
     "pick": "corpora.picking",
     "plant": "finetune.plants",
