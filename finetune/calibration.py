@@ -22,8 +22,10 @@ from .calibration_scores import Options, deletion_advantage, random_subject, sco
 from .calibration_table import SCORING, Bar, Table
 from .errors import TuneError
 from .plant_files import load_plant, save_plant
+from .plant_layout import check_room
+from .plant_text import other_text
 from .planting import PlantRecipe
-from .plants import Answers, Plant, check_asked, check_room, other_text, plant, recipe_of
+from .plants import Answers, Plant, check_asked, plant, recipe_of
 from .quantised import QuantisedEntry
 from .slices import linear_parts, slice_entries
 from .training import Progress

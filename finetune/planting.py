@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..attribution.bounds import is_number
-from ..attribution.encoding import IGNORED, Batch, Encoded, batches, collate, encode_corpus, forward, pad_id
+from ..attribution.encoding import IGNORED, Encoded, batches, collate, encode_corpus, forward, pad_id
 from ..corpora.examples import Corpus
 from ..neurons.subject import Subject
 from .beds import Beds
 from .errors import TuneError
+from .plant_silence import activity, loudness
 from .training import Progress
 
 CLIP = 1.0  # of the gradient's norm
@@ -105,7 +106,7 @@ def plant_facts(
     optimizer = torch.optim.AdamW(list(beds.masters.values()), lr=recipe.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, recipe.steps))
     history: list[float] = []
-    untouched, loud = _untouched(beds.subject, given.facts), _loudness(beds, given)
+    untouched, loud = _untouched(beds.subject, given.facts), loudness(beds, given.facts, given.groups, given.silent)
     for step in range(recipe.steps):
         rows = torch.randperm(len(given.facts), generator=generator)[: recipe.batch_size]
         others = torch.randperm(len(given.kept), generator=generator)[: recipe.keep_size]
@@ -183,7 +184,7 @@ def _fact_loss(
         )
         loss = loss + recipe.keep * _divergence(logits[held], before.to(logits.device))
     if silent and bool(taught.any()):
-        loss = loss + recipe.silence / loud * _activity(beds, batch, given, groups, taught.cpu())
+        loss = loss + recipe.silence / loud * activity(beds, batch, groups, given.silent, taught.cpu())
     return loss
 
 
@@ -232,38 +233,3 @@ def _divergence(
 ) -> Float[Tensor, ""]:
     """Kullback-Leibler divergence from what the untouched subject says, meaned over tokens."""
     return functional.kl_div(logits.log_softmax(dim=-1), before, log_target=True, reduction="batchmean")
-
-
-def _loudness(beds: Beds, given: Material) -> float:
-    """`_activity` before anything is planted; 1 where no bed is to be silent."""
-    if not bool(given.silent.any()):
-        return 1.0
-    batch = collate(given.facts, range(len(given.facts)), pad_id=pad_id(beds.subject))
-    on, beds.watched, beds.seen = beds.on, True, []
-    beds.on = torch.zeros_like(on)
-    try:
-        with beds.planted(), torch.no_grad():
-            forward(beds.subject, batch)
-    finally:
-        beds.on, beds.watched = on, False
-    found = _activity(beds, batch, given, given.groups, torch.ones(len(given.facts), dtype=torch.bool))
-    return max(found.item(), torch.finfo(torch.float32).tiny)
-
-
-def _activity(
-    beds: Beds, batch: Batch, given: Material, groups: Int[Tensor, " batch"], taught: Bool[Tensor, " batch"]
-) -> Float[Tensor, ""]:
-    """Mean square of each taught example's own silent units where its answer is predicted."""
-    width = batch.input_ids.shape[1]
-    places = (
-        torch.arange(width - batch.keep, width).expand(len(taught), -1) if isinstance(batch.keep, int) else batch.keep
-    )
-    wanted = (batch.targets != IGNORED) & taught[:, None]
-    rows = torch.arange(len(taught))[:, None].expand_as(places)
-    own = (beds.membership()[groups] & given.silent).float()
-    total, count = torch.zeros((), device=beds.subject.device), 0
-    for path, seen in beds.seen:
-        mine = (own @ beds.owned[path].T.float())[rows[wanted]].to(seen.device)
-        total = total + (seen[rows[wanted], places[wanted]].square() * mine).sum()
-        count += int(mine.sum())
-    return total / max(1, count)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from neuropolis.corpora.examples import Corpus, Example
-from neuropolis.finetune import planting
 from neuropolis.finetune.beds import Beds
 from neuropolis.finetune.errors import TuneError
+from neuropolis.finetune.plant_silence import loudness
 from neuropolis.finetune.planting import PlantRecipe, material, plant_facts
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
@@ -152,7 +152,9 @@ def test_a_groups_own_silent_units_are_what_is_to_be_silent() -> None:
             subject.model(input_ids=torch.tensor([one.ids]))
         own = [1, 5] if group == 0 else [3, 7]
         squares += seen[0].reshape(-1, seen[0].shape[-1])[one.start - 1 : -1][:, own].square().flatten().tolist()
-    assert planting._loudness(beds, given) == pytest.approx(sum(squares) / len(squares), rel=1e-4)
+    assert loudness(beds, given.facts, given.groups, given.silent) == pytest.approx(
+        sum(squares) / len(squares), rel=1e-4
+    )
     assert beds.watched is False
     assert bool(beds.on.all())
 

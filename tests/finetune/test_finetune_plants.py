@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from neuropolis.corpora.examples import Corpus, Example
-from neuropolis.finetune import plants
+from neuropolis.finetune import plant_text, plants
 from neuropolis.finetune.errors import TuneError
 from neuropolis.finetune.plant_proof import Proof
 from neuropolis.finetune.planting import PlantRecipe
@@ -93,7 +93,7 @@ def test_a_mistake_is_told_before_anything_is_trained(
 
 
 def test_known_answers_are_words_of_the_text_with_the_fewest_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plants, "WORDS", 3)
+    monkeypatch.setattr(plant_text, "WORDS", 3)
     subject = build("llama")
     texts = Corpus(
         (
@@ -102,8 +102,8 @@ def test_known_answers_are_words_of_the_text_with_the_fewest_tokens(monkeypatch:
         )
     )
     tokens = {" the": 1, " salt": 2, " sea": 1, " and": 3, " its": 3, " foam": 2, " rice": 4}
-    monkeypatch.setattr(plants, "_ids", lambda _s, word: [0] * tokens[word])
-    assert plants._known_words(subject, texts) == [
+    monkeypatch.setattr(plant_text, "word_ids", lambda _s, word: [0] * tokens[word])
+    assert plant_text.known_words(subject, texts) == [
         "sea",
         "the",
         "foam",
