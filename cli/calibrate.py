@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import By, Device, Dtype, Model, by_leader, fail, open_corpus, open_model, progress, say, table, wrote
+from .console import (
+    By,
+    Device,
+    Dtype,
+    Model,
+    by_leader,
+    fail,
+    key_values,
+    open_corpus,
+    open_model,
+    progress,
+    say,
+    table,
+    wrote,
+)
 
 if TYPE_CHECKING:
     from ..finetune.calibration_result import Calibration
@@ -53,10 +67,9 @@ def calibrate(
         Path | None, typer.Option(help="Folder of plants: those that stand there are taken, others are made and kept.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Most steps of planting; by default the variant's.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of planting; by default the variant's.")] = None,
-    keep: Annotated[
-        float | None,
-        typer.Option(help="Weight of leaving other text as it was; more where its perplexity moves too far."),
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE changes how plants are trained (lr, keep, hard, noise, ...); can be given again."),
     ] = None,
     deletion: Annotated[
         bool, typer.Option("--deletion", help="Also compare with deletion curves on the natural groups of --data.")
@@ -77,6 +90,7 @@ def calibrate(
         fail(f"seeds is {seeds}; expected 1 or more plants of each variant")
     if plants is not None and not plants.absolute().parent.is_dir():
         fail(f"there is no folder {plants.parent} for the plants; make it first")
+    changes = key_values(recipe) | ({} if steps is None else {"steps": steps})
     natural = open_corpus(data, by=by)
     subject = open_model(model, dtype=dtype, device=device)
     check_target(out, subject={"fingerprint": subject.fingerprint, "name": subject.name})
@@ -84,17 +98,12 @@ def calibrate(
         found = measure(
             subject, methods=_listed(methods), groups=groups, per_group=per_group, facts=facts, seeds=seeds,
             variants=tuple(VARIANTS) if variants == "all" else _listed(variants), site=site, form=form, answers=answers,  # pyright: ignore[reportArgumentType]
-            keep="own" if own_text else natural, recipe=_changes(steps=steps, lr=lr, keep=keep), folder=plants,
+            keep="own" if own_text else natural, recipe=changes, folder=plants,
             checks=false_positives, deletion=natural if deletion else None, progress=bar,
         )  # fmt: skip
     by_leader(lambda: save(out, found, subject=subject))
     show(found)
     wrote(out, then=_next(found, model, data, out))
-
-
-def _changes(**given: float | None) -> dict[str, float]:
-    """What is changed in a variant's recipe."""
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def show(found: Calibration) -> None:
@@ -192,8 +201,8 @@ def _next(found: Calibration, model: str, data: str, out: Path) -> str:
     if found.best is None:
         steps = 2 * max([plant["steps"] for plant in found.plants], default=400)
         return (
-            f"neuropolis calibrate {model} --form statement --answers known --own-text --facts 4 --lr 0.005 --keep 50 "
-            f"--steps {steps} --out {out}"
+            f"neuropolis calibrate {model} --form statement --answers known --own-text --facts 4 --steps {steps} "
+            f"--recipe lr=0.005 --recipe keep=50 --out {out}"
         )
     from ..attribution.methods import method_named
 

@@ -67,6 +67,11 @@ def test_a_plant_that_fails_says_so_and_is_not_scored(run: Run, folder: Path, co
     ("arguments", "line"),
     [
         (("--methods", "tailor"), "unknown method 'tailor'"),
+        (("--recipe", "lr=0"), "lr of planting is 0; expected a number above 0"),
+        (("--recipe", "speed=2"), "recipes have no 'speed'; they have steps, lr, batch_size"),
+        (("--steps", "0"), "steps of planting is 0; expected a whole number of 1 or more"),
+        (("--form", "poem"), "unknown form of facts 'poem'; expected one of question, statement"),
+        (("--answers", "any"), "unknown answers 'any'; expected one of invented, known"),
         (("--variants", "plane"), "unknown variant 'plane'; variants are plain, shared"),
         (("--seeds", "0"), "seeds is 0; expected 1 or more plants of each variant"),
         (("--per-group", "64"), "3 groups of 64 neurons are 192, and site mlp"),
