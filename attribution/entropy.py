@@ -20,6 +20,7 @@ from .bounds import is_number
 from .methods import register_method
 
 BAR = 0.95
+ROUNDING = 1e-5
 
 
 def entropy(p: Float[Tensor, "group layer neuron"]) -> Float[Tensor, "layer neuron"]:
@@ -49,7 +50,7 @@ def lape_masks(
 
     Raises SetError when p is no probability of at least two groups, or when fewer neurons are left than are to be chosen.
     """
-    _check(p)
+    p = _checked(p)
     check_shares(top=top, bar=bar)
     above = p > activity_bar(p, bar)
     kept = above.any(dim=0)
@@ -140,7 +141,7 @@ def rate(activation: Tensor) -> Tensor:
 
 def lape_scores(p: Float[Tensor, "group layer neuron"], _site: Site | None = None, *, bar: float = BAR) -> Tensor:
     """log G - entropy where the group's p is above the bar, 0 elsewhere."""
-    _check(p)
+    p = _checked(p)
     return (math.log(len(p)) - entropy(p)).clamp(min=0) * (p > activity_bar(p, bar))
 
 
@@ -170,8 +171,10 @@ def check_shares(*, top: float = 0.01, bar: float = BAR) -> None:
         raise SetError(f"bar is {bar!r}; expected a quantile between 0 and 1, such as 0.95")
 
 
-def _check(p: Tensor) -> None:
+def _checked(p: Tensor) -> Tensor:
+    """The same, where it is probabilities; a mean of ones may be a rounding above 1."""
     if p.dim() != 3 or len(p) < 2:
         raise SetError(f"LAPE compares groups: expected p [group, layer, neuron] of two or more, got {list(p.shape)}")
-    if not bool(((p >= 0) & (p <= 1)).all()):
+    if not bool(((p >= 0) & (p <= 1 + ROUNDING)).all()):
         raise SetError("LAPE needs probabilities: expected p between 0 and 1, found a number outside or NaN")
+    return p.clamp(max=1)

@@ -208,3 +208,17 @@ def test_the_rate_is_read_where_lape_reads_it(make_subject: Any, corpus: Corpus)
     rate = attribute(subject, corpus, method="rate")
     assert torch.equal(rate.signed, attribute(subject, corpus, method="active", site="gate").signed)
     assert lape_sets(rate, top=0.05) == preset("lape", subject, corpus, top=0.05).sets
+
+
+def test_a_share_that_rounds_above_one_is_one() -> None:
+    """A mean of ones in float32 may be 1.0000001; more than that is no probability."""
+    p = torch.rand(3, 2, 40, generator=torch.Generator().manual_seed(0))
+    p[1, 0, 3] = 1
+    rounded = p.clone()
+    rounded[1, 0, 3] = 1 + torch.finfo(torch.float32).eps
+    assert float(rounded.max()) > 1
+    assert torch.equal(lape_masks(rounded, top=0.1), lape_masks(p, top=0.1))
+    assert torch.equal(lape_scores(rounded), lape_scores(p))
+    for wrong in (1.01, -0.1, torch.nan):
+        with pytest.raises(SetError, match="found a number outside or NaN"):
+            lape_masks(p.index_fill(0, torch.tensor(0), wrong), top=0.1)
