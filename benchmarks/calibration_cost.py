@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="qwen")
     parser.add_argument("--steps", type=int, default=2, help="steps of planting")
+    parser.add_argument("--texts", type=int, default=60, help="of other text; a fifth of it is read by each proof")
     parser.add_argument("--rounds", type=int, default=2, help="of every method")
     parser.add_argument("--methods", default="taylor,relp,ig,coalition")
     parser.add_argument("--threads", type=int, default=2)
@@ -74,7 +75,9 @@ def main() -> None:
     asked = parser.parse_args()
     import torch
     from neuropolis.attribution.encoding import encode_corpus
+    from neuropolis.corpora.examples import Corpus
     from neuropolis.corpora.invented import invented
+    from neuropolis.corpora.loading import load_corpus
     from neuropolis.finetune.calibration_scores import scored
     from neuropolis.finetune.planting import PlantRecipe
     from neuropolis.finetune.plants import plant
@@ -89,8 +92,9 @@ def main() -> None:
     )
     tokens = sum(len(one.ids) for one in encoded) / len(encoded)
     say("plain forward", seconds=alone, tokens=tokens, parameters=sum(p.numel() for p in subject.model.parameters()))
-    recipe = PlantRecipe(steps=asked.steps)
-    seconds, forwards = timed(subject, lambda: plant(subject, 4, recipe=recipe))
+    recipe, polis = PlantRecipe(steps=asked.steps), load_corpus("bundled:polis", split="train")
+    keep = Corpus(polis.examples[:: max(1, len(polis) // asked.texts)], name="part of polis")
+    seconds, forwards = timed(subject, lambda: plant(subject, 4, keep=keep, recipe=recipe))
     say("planting", steps=asked.steps, forwards=forwards, seconds=seconds, seconds_a_forward=seconds / forwards,
         beside_plain=seconds / forwards / alone)  # fmt: skip
     for method in asked.methods.split(","):
