@@ -137,6 +137,29 @@ def test_where_no_plant_held_nothing_is_said() -> None:
     assert found.verdict().startswith("No plant stood its proof (1 tried), so nothing can be said")
 
 
+@pytest.mark.parametrize(
+    ("failures", "form", "said"),
+    [
+        (
+            ["recall of a planted is 0.20"],
+            "question",
+            "fewer facts in more neurons; put facts as statements with known answers.",
+        ),
+        (["recall of a planted is 0.20"], "statement", "train longer, or plant fewer facts in more neurons."),
+        (
+            ["perplexity of other text moves by +4%"],
+            "question",
+            ": weigh other text more (keep), or plant in fewer neurons.",
+        ),
+        (["with a put back another group's recall moves by 0.1"], "question", "on this model: train longer."),
+    ],
+)
+def test_where_no_plant_held_what_to_try_follows_from_what_failed(failures: list[str], form: str, said: str) -> None:
+    found = make(GOOD)
+    plants = [{**plant, "holds": False, "failures": failures} for plant in found.plants]
+    assert replace(found, plants=tuple(plants), origin={"form": form}).verdict().endswith(said)
+
+
 def test_an_atlas_gives_it_back(tmp_path: Path) -> None:
     found = make(GOOD)
     again = load(save(tmp_path / "c.h5", found)).calibration
