@@ -129,6 +129,7 @@ if TYPE_CHECKING:
     from .finetune.planting import PlantRecipe as PlantRecipe
     from .finetune.plants import Plant as Plant
     from .finetune.plants import plant as plant
+    from .finetune.plants import prove_plant as prove_plant
     from .finetune.rates import search_rates as search_rates
     from .finetune.retention import Retention as Retention
     from .finetune.retention import compare_tuning as compare_tuning
@@ -265,6 +266,7 @@ _HOME = {
     "permutation": "attribution.permutation",
     "pick": "corpora.picking",
     "plant": "finetune.plants",
+    "prove_plant": "finetune.plants",
     "prepared": "finetune.trainer",
     "preset": "attribution.presets",
     "proportion": "finetune.studies",

@@ -36,6 +36,7 @@ def add(app: typer.Typer) -> None:
 
 
 def calibrate(
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="Atlas to write; one that is there keeps its other contents.")],
     data: Annotated[
@@ -103,7 +104,7 @@ def calibrate(
         )  # fmt: skip
     by_leader(lambda: save(out, found, subject=subject))
     show(found)
-    wrote(out, then=_next(found, model, data, out))
+    wrote(out, then=_next(found, model, data, out) if found.first is not None else _again(found, context))
 
 
 def show(found: Calibration) -> None:
@@ -122,7 +123,7 @@ def show(found: Calibration) -> None:
 def _plants(plants: Sequence[Mapping[str, Any]]) -> None:
     say(
         "planted: share of each group's facts that are answered, before, planted, and with the group's neurons put back as they "
-        "were; lowest of the other groups meanwhile; perplexity of other text"
+        "were; lowest of the other groups meanwhile; in a wording that was not trained; perplexity of other text"
     )
     rows = []
     for plant in plants:
@@ -133,11 +134,12 @@ def _plants(plants: Sequence[Mapping[str, Any]]) -> None:
             rows.append(
                 [
                     f"{plant['variant']}, seed {plant['seed']}", group, f"{proof['before'][g]:.2f}", f"{proof['planted'][g]:.2f}",
-                    f"{proof['without'][g][g]:.2f}", f"{min(others, default=math.nan):.2f}", f"{moved:+.1%}",
+                    f"{proof['without'][g][g]:.2f}", f"{min(others, default=math.nan):.2f}", f"{proof['reworded'][g]:.2f}",
+                    f"{moved:+.1%}",
                     "holds" if plant["holds"] else "fails",
                 ]
             )  # fmt: skip
-    table(["plant", "group", "before", "planted", "put back", "others", "perplexity", "proof"], rows)
+    table(["plant", "group", "before", "planted", "put back", "others", "reworded", "perplexity", "proof"], rows)
     costs = [plant["forwards"] for plant in plants if plant.get("forwards")]
     if costs:
         say(
@@ -199,11 +201,7 @@ def _agreement(found: Calibration) -> None:
 
 def _next(found: Calibration, model: str, data: str, out: Path) -> str:
     if found.best is None:
-        steps = 2 * max([plant["steps"] for plant in found.plants], default=400)
-        return (
-            f"neuropolis calibrate {model} --form statement --answers known --own-text --facts 4 --steps {steps} "
-            f"--recipe lr=0.005 --recipe keep=50 --out {out}"
-        )
+        return f"neuropolis report {out} --out report.html"
     from ..attribution.methods import method_named
 
     method, (by, _, contrast) = found.best[0], found.best[1].partition("/")
@@ -211,6 +209,24 @@ def _next(found: Calibration, model: str, data: str, out: Path) -> str:
     scored = f"neuropolis locate {model} --data {data} --method {method}"
     scored += f" --objective {objective}" * (objective is not None) + " --controls" * (contrast == "controls")
     return f"{scored} --out {out} && neuropolis select {out} --by {by} --contrast {contrast or 'none'}"
+
+
+def _again(found: Calibration, context: typer.Context) -> str:
+    """The same command with what may make a plant stand: more steps; statements, or more weight on other text where these were."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    told = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    told -= {"model", "form", "answers", "own_text", "steps", "recipe"}
+    given = []
+    for name in sorted(told, key=list(context.params).index):
+        flag, value = f"--{name.replace('_', '-')}", context.params[name]
+        given.append(f"{flag if value else '--no-' + flag[2:]}" if isinstance(value, bool) else f"{flag} {value}")
+    steps = max(800, 2 * max(plant["steps"] for plant in found.plants))
+    recipe = key_values(context.params["recipe"])
+    if found.origin["form"] == "statement":
+        recipe["keep"] = 2 * recipe.get("keep", 12)
+    changes = " ".join(f"--recipe {name}={value}" for name, value in ({"lr": 0.005, "keep": 50} | recipe).items())
+    same = f"neuropolis calibrate {context.params['model']} {' '.join(given)}"
+    return f"{same} --form statement --answers known --own-text --steps {steps} {changes}"
 
 
 def _listed(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -61,6 +62,8 @@ def _plants(found: Calibration) -> Table:
         numbers("before", [proof["before"][g] for _, proof, g in rows], ".2f"),
         numbers("planted", [proof["planted"][g] for _, proof, g in rows], ".2f"),
         numbers("put back", [proof["without"][g][g] for _, proof, g in rows], ".2f"),
+        numbers("lowest of the others meanwhile", [_others(proof, g) for _, proof, g in rows], ".2f"),
+        numbers("in a wording not trained", [proof["reworded"][g] for _, proof, g in rows], ".2f"),
         numbers("other text: perplexity %", [_moved(proof) for _, proof, _ in rows], "+.1f"),
         column("proof", ["holds" if plant["holds"] else "fails" for plant, _, _ in rows]),
     )
@@ -69,6 +72,11 @@ def _plants(found: Calibration) -> Table:
         "Share of each group's facts that are answered, and how the plant stood its proof",
         columns,
     )
+
+
+def _others(proof: dict[str, Any], group: int) -> float:
+    """The lowest recall of the other groups with this one's neurons put back."""
+    return min((share for place, share in enumerate(proof["without"][group]) if place != group), default=math.nan)
 
 
 def _moved(proof: dict[str, Any]) -> float:

@@ -123,6 +123,20 @@ class Beds:
                 stack.callback(part.module.register_forward_hook(hook).remove)
             yield
 
+    def round(self) -> None:
+        """Give the entries the precision that the subject holds them in, so that what is proved is what is merged."""
+        for entry in self.entries:
+            master = self.masters[entry.key]
+            master.data.copy_(master.detach().to(entry.tensor.dtype))
+
+    def load(self, delta: Delta) -> None:
+        """Take the entries of a delta of these neurons."""
+        for entry in self.entries:
+            whole = self.masters[entry.key]
+            if entry.key not in delta.values or delta.values[entry.key].shape != whole.shape:
+                raise TuneError(f"the delta has no entries for {entry.key} of these beds")
+            whole.data.copy_(delta.values[entry.key])
+
     def delta(self, origin: Mapping[str, Any], history: Sequence[float] = ()) -> Delta:
         """What was planted, as a delta of all beds together."""
         values = {e.key: self.masters[e.key].detach().to("cpu", e.tensor.dtype, copy=True) for e in self.entries}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -17,34 +17,21 @@ from ..corpora.invented import Form, invented
 from ..neurons.atlas import library_versions
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
+from .calibration_plants import VARIANTS, Asked, check_recipe, variant_of
 from .calibration_result import Calibration
 from .calibration_scores import Options, deletion_advantage, random_subject, scored
 from .calibration_table import SCORING, Bar, Table
 from .errors import TuneError
-from .plant_files import load_plant, save_plant
 from .plant_layout import check_room
 from .plant_text import other_text
 from .planting import PlantRecipe
-from .plants import Answers, Plant, check_asked, plant, recipe_of
+from .plants import Answers, Plant, check_asked
 from .quantised import QuantisedEntry
 from .slices import linear_parts, slice_entries
 from .training import Progress
 
 METHODS = ("taylor", "ig", "relp", "lape", "culnig", "coalition", "random")
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "shared": {"variant": "shared"}, "redundant": {"variant": "redundant"}, "suppressor": {"variant": "suppressor"},
-    "layer": {"layout": "layer"}, "strong": {"layout": "strong"}, "weak": {"layout": "weak"},
-    "attn": {"site": "attn"}, "few": {"facts": 4},
-}  # fmt: skip
 POINTS = 40  # of the curves over k
-_TOLD = {
-    "per_group": None,
-    "facts": None,
-    "site": "mlp",
-    "form": "question",
-    "answers": "invented",
-}  # by a plant's origin
 
 
 def calibrate(
@@ -93,11 +80,13 @@ def calibrate(
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     check_asked(form, answers, keep)
     check_recipe(recipe)
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise TuneError(f"{folder} is a file; give a folder for the plants, or a new name")
     keep = other_text(subject, keep) if plants is None else None
-    asked = _Asked(
+    asked = Asked(
         subject, groups, per_group, facts, site, form, answers, keep, recipe, None if folder is None else Path(folder)
     )
-    ready = None if plants is None else {(variant_of(one), int(one.delta.origin.get("seed", 0))): one for one in plants}
+    ready = None if plants is None else _by_name(plants)
     if ready is not None:
         variants, numbers = tuple(dict.fromkeys(v for v, _ in ready)), tuple(dict.fromkeys(s for _, s in ready))
     _check_asked(asked, methods, variants, numbers, options or {}, ready)
@@ -127,69 +116,19 @@ def calibrate(
     return table.result(subject, site, advantage, origin)
 
 
-def variant_of(made: Plant) -> str:
-    """The name in `VARIANTS` of what a plant is; several of them joined with + where it is several."""
-    origin, site = made.delta.origin, next(iter(made.truth.values())).site
-    parts = [str(origin.get("variant", "plain")), str(origin.get("layout", "spread")), site]
-    told = [one for one, plain in zip(parts, ("plain", "spread", "mlp"), strict=True) if one != plain]
-    if len(made.facts.only(split="train")) <= 2 * VARIANTS["few"]["facts"] * len(made.groups):
-        told.append("few")
-    return "+".join(told) or "plain"
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """What is to be planted."""
-
-    subject: Subject
-    groups: int
-    per_group: int
-    facts: int
-    site: str
-    form: Form
-    answers: Answers
-    keep: Corpus | None
-    recipe: PlantRecipe | Mapping[str, float] | None
-    folder: Path | None
-
-    def arguments(self, variant: str) -> dict[str, Any]:
-        """What `plant` is given for a variant."""
-        given = {"per_group": self.per_group, "facts": self.facts, "site": self.site}
-        given |= {"form": self.form, "answers": self.answers} | VARIANTS[variant]
-        return {"groups": self.groups, "keep": self.keep, **given}
-
-    def trained(self, variant: str) -> PlantRecipe:
-        """How this variant is planted."""
-        if isinstance(self.recipe, PlantRecipe):
-            return self.recipe
-        given = self.arguments(variant) if variant in VARIANTS else {"site": self.site}
-        return replace(recipe_of(given.get("variant", "plain"), given["site"]), **(self.recipe or {}))  # pyright: ignore[reportArgumentType]
-
-    def plant(self, variant: str, seed: int, progress: Progress | None) -> Plant:
-        """The plant of this variant and seed: from the folder, else made (and kept there)."""
-        arguments = self.arguments(variant)
-        place = None if self.folder is None else self.folder / f"{variant}-{seed}"
-        if place is not None and place.exists():
-            made = load_plant(self.subject, place)
-            asked = {"groups": self.groups} | {name: arguments[name] for name in _TOLD}
-            there = {name: made.delta.origin.get(name, default) for name, default in _TOLD.items()}
-            there["groups"] = len(made.groups)
-            if wrong := [name for name in asked if there[name] != asked[name]]:
-                raise TuneError(
-                    f"{place} holds a plant with "
-                    + ", ".join(f"{name} {there[name]} (asked: {asked[name]})" for name in wrong)
-                    + ": give another folder, or ask for what it holds"
-                )
-            return made
-        recipe = replace(self.trained(variant), seed=seed)
-        made = plant(self.subject, **arguments, recipe=recipe, seed=seed, progress=progress)
-        if place is not None:
-            save_plant(made, place)
-        return made
+def _by_name(plants: Iterable[Plant]) -> dict[tuple[str, int], Plant]:
+    """Ready plants by variant and seed."""
+    found: dict[tuple[str, int], Plant] = {}
+    for one in plants:
+        key = (variant_of(one), int(one.delta.origin.get("seed", 0)))
+        if key in found:
+            raise TuneError(f"two plants are of variant {key[0]} and seed {key[1]}; give each once")
+        found[key] = one
+    return found
 
 
 def _plants(
-    asked: _Asked, variants: Sequence[str], seeds: Sequence[int], ready: Mapping[tuple[str, int], Plant] | None, bar: Bar
+    asked: Asked, variants: Sequence[str], seeds: Sequence[int], ready: Mapping[tuple[str, int], Plant] | None, bar: Bar
 ) -> Iterator[tuple[int, int, Plant]]:  # fmt: skip
     """Every plant with the numbers of its variant and seed, one at a time: each is as large as the subject."""
     if asked.folder is not None:
@@ -218,7 +157,7 @@ def _groups_of(ready: Mapping[tuple[str, int], Plant]) -> int:
 
 
 def _check_asked(
-    asked: _Asked, methods: Sequence[str], variants: Sequence[str], seeds: Sequence[int], options: Options,
+    asked: Asked, methods: Sequence[str], variants: Sequence[str], seeds: Sequence[int], options: Options,
     ready: Mapping[tuple[str, int], Plant] | None,
 ) -> None:  # fmt: skip
     """Whatever can be known to be wrong before anything is planted."""
@@ -241,7 +180,7 @@ def _check_asked(
         names = [str(number) for number in range(asked.groups)]
         check_room(
             asked.subject, names, given["per_group"], given["site"], given.get("layout", "spread"),
-            given.get("variant", "plain"),
+            given.get("variant", "plain"), facts=given["facts"],
         )  # fmt: skip
     sites = dict.fromkeys(asked.arguments(variant)["site"] for variant in variants) if ready is None else ()
     trial = invented(asked.groups, facts=1, form=asked.form).only(split="train") if ready is None else None
@@ -250,14 +189,6 @@ def _check_asked(
         for name in methods:
             if name not in ("exact", "random") and trial is not None:
                 scored(asked.subject, trial, name, site=site, options=options)
-
-
-def check_recipe(recipe: PlantRecipe | Mapping[str, float] | None) -> None:
-    known = [field.name for field in fields(PlantRecipe) if field.name != "seed"]  # the plant's
-    if unknown := sorted(set(recipe if isinstance(recipe, Mapping) else ()) - set(known)):
-        raise TuneError(f"recipes have no {unknown[0]!r}; they have {', '.join(known)}")
-    if isinstance(recipe, Mapping):
-        replace(PlantRecipe(), **recipe)  # pyright: ignore[reportArgumentType]
 
 
 def _check_trainable(subject: Subject, site: str) -> None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .calibration_result import Calibration
 
 GOOD, HALF = 0.9, 0.5
+LIMIT = "That a method finds planted neurons does not prove that it finds natural ones."
 
 
 def verdict(found: Calibration) -> str:
@@ -21,7 +22,7 @@ def verdict(found: Calibration) -> str:
     rows = [row for row in found.summary() if row["method"] != "random"]
     if not rows:
         return "Only random orders were measured; name a method to calibrate."
-    return f"{_trust(found, rows[0])} {_evidence(found, rows[0])}{_weakest(found, rows[0])}"
+    return f"{_trust(found, rows[0])} {_evidence(found, rows[0])}{_weakest(found, rows[0])} {LIMIT}"
 
 
 def _remedy(found: Calibration) -> str:
@@ -43,12 +44,13 @@ def _trust(found: Calibration, best: dict[str, Any]) -> str:
     if chance is not None and not _above(best, chance):
         return f"Trust no method on this model: the best, {named}, is not told from random orders."
     if recall >= GOOD:
-        return f"On this model trust {named} to name single neurons."
+        return f"On this model trust {named} to name single planted neurons."
     if recall >= HALF:
-        return f"On this model {named} is the best, and about {1 - recall:.0%} of the neurons it names are others."
-    return (
-        f"Trust no method to name single neurons of this model: with the best, {named}, most of those named are others."
-    )
+        return (
+            f"On this model {named} is the best, and where it names as many neurons as were planted about {1 - recall:.0%} of them "
+            "are others."
+        )
+    return f"Trust no method to name single planted neurons of this model: with the best, {named}, most of those named are others."
 
 
 def _above(best: dict[str, Any], chance: dict[str, Any]) -> bool:
@@ -83,7 +85,7 @@ def _weakest(found: Calibration, best: dict[str, Any]) -> str:
     m, r = found.methods.index(best["method"]), found.rankings.index(best["ranking"])
     said = []
     layers = found.layers("recall")[0][found.variants.index(str(found.first)), m, r]
-    if bool(layers.isfinite().any()) and len(layers) > 1:
+    if int(layers.isfinite().sum()) > 1:
         worst = min((float(value), place) for place, value in enumerate(layers) if bool(value.isfinite()))
         said.append(f"in layer {worst[1]} ({worst[0]:.0%})")
     others = found.interval("recall")[0][:, m, r]

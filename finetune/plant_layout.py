@@ -19,23 +19,36 @@ from .plant_proof import mean_activity
 
 Layout = Literal["spread", "layer", "strong", "weak"]
 Variant = Literal["plain", "shared", "redundant", "suppressor"]
+SILENT = "/silent"  # ends the name of a bed that must fall silent
 
 
-def check_room(subject: Subject, groups: Sequence[str], per_group: int, site: str, layout: str, variant: str) -> None:
-    """Raise TuneError where a subject has too few neurons for what is asked."""
+def check_room(
+    subject: Subject, groups: Sequence[str], per_group: int, site: str, layout: str, variant: str, *, facts: int
+) -> None:
+    """Raise TuneError where a subject has too few neurons for what is asked.
+
+    Half of a site's neurons at most may be planted, since the others must do all else; and a neuron holds two facts at most. Both
+    are rules of thumb: what fits by them may still not stand its proof.
+    """
     for name, given, known in (("layout", layout, get_args(Layout)), ("variant", variant, get_args(Variant))):
         if given not in known:
             raise TuneError(f"unknown {name} {given!r}; {name}s are {', '.join(known)}")
     place = subject.site(site)
     if per_group < 4:
         raise TuneError(f"per_group is {per_group}; expected 4 neurons at least")
-    room = place.num_layers * place.width if layout == "spread" else place.width
+    room = place.num_layers * place.width // 2 if layout == "spread" else place.width
     room = place.num_layers * place.width // 4 if layout in ("strong", "weak") else room
     if len(groups) * per_group > room:
-        where = {"spread": "site {}", "layer": "one layer of site {}"}.get(layout, "a quarter of site {}").format(site)
+        where = {"spread": "half of site {}", "layer": "one layer of site {}"}.get(
+            layout, "a quarter of site {}"
+        ).format(site)
         raise TuneError(
             f"{len(groups)} groups of {per_group} neurons are {len(groups) * per_group}, and {where} of {subject.name!r} has "
             f"{room}; plant fewer groups or fewer neurons in each"
+        )
+    if facts > 2 * per_group:
+        raise TuneError(
+            f"{facts} facts are to go into {per_group} neurons of each group; plant a neuron for every two at least"
         )
     if variant == "suppressor" and site != "mlp":
         raise TuneError(f"the variant 'suppressor' is for site 'mlp', and the site is {site!r}")
@@ -95,8 +108,8 @@ def arranged(
     silent = _silent(subject, drawn, facts, seed)
     beds = {group: _split(own, 4, seed, last=False)[0] for group, own in drawn.items()}
     return (
-        {**beds, **{f"{group}/silent": one for group, one in silent.items()}},
-        {group: [{group, f"{group}/silent"}] for group in drawn}, [f"{group}/silent" for group in drawn],
+        {**beds, **{f"{group}{SILENT}": one for group, one in silent.items()}},
+        {group: [{group, f"{group}{SILENT}"}] for group in drawn}, [f"{group}{SILENT}" for group in drawn],
     )  # fmt: skip
 
 

@@ -14,7 +14,13 @@ from ..neurons.sets import NeuronSet
 from .beds import Beds
 from .slices import linear_parts
 
-IDLE = (0.05, 0.01)  # nats a fact that all idle neurons of a bed may cost together; less where that is too much
+IDLE = (
+    0.05,
+    0.02,
+    0.01,
+    0.004,
+    0.0015,
+)  # nats a fact that all idle neurons of a bed may cost together; less where that is too much
 
 Channels = Mapping[str, Bool[Tensor, " channel"]]
 

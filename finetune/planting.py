@@ -51,9 +51,11 @@ class PlantRecipe:
         for name in ("steps", "batch_size", "keep_size"):
             if (value := getattr(self, name)) != int(value) or value < 1:
                 raise TuneError(f"{name} of planting is {value!r}; expected a whole number of 1 or more")
-        for name in ("lr", "keep", "silence"):
-            if not (is_number(value := getattr(self, name)) and value >= 0) or (name == "lr" and value == 0):
-                raise TuneError(f"{name} of planting is {value!r}; expected a number above 0")
+        if not (is_number(self.lr) and self.lr > 0):
+            raise TuneError(f"lr of planting is {self.lr!r}; expected a number above 0")
+        for name in ("keep", "silence"):
+            if not (is_number(value := getattr(self, name)) and value >= 0):
+                raise TuneError(f"{name} of planting is {value!r}; expected a number, 0 or more")
         for name in ("drop", "layers", "noise", "hard"):
             if not (is_number(value := getattr(self, name)) and 0 <= value <= 1):
                 raise TuneError(f"{name} of planting is {value!r}; expected a share from 0 to 1")

@@ -18,7 +18,7 @@ from .beds import Beds
 from .cost import counted
 from .delta import Delta
 from .errors import TuneError
-from .plant_layout import Layout, Variant, arranged, check_room, drawn_sets
+from .plant_layout import SILENT, Layout, Variant, arranged, check_room, drawn_sets
 from .plant_proof import Evidence, Proof, prove
 from .plant_silence import silence
 from .plant_text import known_words, other_text, said_tokens, text_parts, word_ids
@@ -100,7 +100,7 @@ def plant(
     check_asked(form, answers, keep)
     recipe = recipe or replace(recipe_of(variant, site), seed=seed)
     names = invented(groups, facts=facts, seed=seed).groups
-    check_room(subject, names, per_group, site, layout, variant)
+    check_room(subject, names, per_group, site, layout, variant, facts=facts)
     keep = other_text(subject, keep)
     texts, held_out = text_parts(keep)
     corpus = invented(
@@ -112,15 +112,12 @@ def plant(
     sets, ways, silent = arranged(subject, drawn, variant, taught, seed)
     beds = Beds(subject, sets, ways)
     given = material(beds, taught, texts, silent=silent)
-    others = corpus.only(split="test")
-    evidence = Evidence(
-        given.facts, given.groups, encode_corpus(subject, others),
-        torch.tensor([corpus.groups.index(example.group) for example in others]), whole_texts(subject, held_out),
-    )  # fmt: skip
+    evidence = _evidence(subject, corpus, held_out)
     with counted(subject) as forwards:
         history = plant_facts(
             beds, given, recipe, progress=progress, sound=lambda: prove(beds, evidence).holds, check_every=CHECK_EVERY
         )
+        beds.round()
         if prove(beds, evidence).holds:
             sets = trim(beds, sets, given.facts, given.groups, sound=lambda: prove(beds, evidence).holds)
     asked = {
@@ -133,6 +130,29 @@ def plant(
     moved = {name: _on(planted, one) for name, one in sets.items()}
     truth = {group: _joined([moved[name] for name in sorted(beds.of(group))], group) for group in beds.groups}
     return Plant(planted, corpus, truth, moved, beds.ways, delta, prove(beds, evidence, silence=quiet))
+
+
+def prove_plant(subject: Subject, made: Plant, *, keep: Corpus | Literal["own"] | None = None) -> Proof:
+    """The proof of a plant measured again, on the untouched subject that it was made in: for one that came from elsewhere.
+
+    `keep` is the other text that it was planted with; a fifth of it is read. Raises DeltaError for another subject.
+    """
+    made.delta.check(subject)
+    sets = {name: NeuronSet(one.site, subject.fingerprint, one.mask, one.origin) for name, one in made.beds.items()}
+    beds = Beds(subject, sets, made.ways)
+    beds.load(made.delta)
+    silent = [name for name in sets if name.endswith(SILENT)]
+    quiet = silence(subject, made.subject, sets, silent, made.facts.only(split="train"))
+    return prove(beds, _evidence(subject, made.facts, text_parts(other_text(subject, keep))[1]), silence=quiet)
+
+
+def _evidence(subject: Subject, corpus: Corpus, held_out: Corpus) -> Evidence:
+    taught, others = corpus.only(split="train"), corpus.only(split="test")
+    numbers = [torch.tensor([corpus.groups.index(example.group) for example in part]) for part in (taught, others)]
+    return Evidence(
+        encode_corpus(subject, taught), numbers[0], encode_corpus(subject, others), numbers[1],
+        whole_texts(subject, held_out),
+    )  # fmt: skip
 
 
 def recipe_of(variant: str, site: str) -> PlantRecipe:

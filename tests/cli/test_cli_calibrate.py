@@ -58,7 +58,16 @@ def test_a_plant_that_fails_says_so_and_is_not_scored(run: Run, folder: Path, co
     printed = run("calibrate", "model", "--methods", "taylor", "--plants", "plants", "--no-false-positives", *SMALL)
     assert "not scored: plain, seed 0: recall of" in printed
     assert "No plant stood its proof (1 tried)" in printed
-    assert "next: neuropolis calibrate model --form statement --answers known" in printed
+    line = next(line for line in printed.splitlines() if line.startswith("next: "))
+    for asked in (
+        "neuropolis calibrate model ",
+        " --methods taylor ",
+        " --plants plants ",
+        " --no-false-positives",
+        " --out c.h5",
+    ):
+        assert asked in line  # what was asked for stays
+    assert " --form statement --answers known --own-text --steps 800 --recipe lr=0.005 --recipe keep=50" in line
     run("report", "c.h5", "--out", "page.html")
     assert "No plant stood its proof" in (folder / "page.html").read_text()
 
@@ -74,7 +83,7 @@ def test_a_plant_that_fails_says_so_and_is_not_scored(run: Run, folder: Path, co
         (("--answers", "any"), "unknown answers 'any'; expected one of invented, known"),
         (("--variants", "plane"), "unknown variant 'plane'; variants are plain, shared"),
         (("--seeds", "0"), "seeds is 0; expected 1 or more plants of each variant"),
-        (("--per-group", "64"), "3 groups of 64 neurons are 192, and site mlp"),
+        (("--per-group", "64"), "3 groups of 64 neurons are 192, and half of site mlp"),
         (("--plants", "no/where"), "there is no folder no for the plants; make it first"),
     ],
 )

@@ -29,7 +29,8 @@ def make(holds: bool = True) -> Calibration:
     values[:, :, :, 0, RANKINGS.index("signed")] = 0.6
     counts = torch.tensor([1, 4, 100])
     proof = {
-        "groups": ["a", "b"], "before": [0.0, 0.0], "planted": [1.0, 1.0], "without": [[0.0, 1.0], [1.0, 0.0]],
+        "groups": ["a", "b"], "before": [0.0, 0.0], "planted": [1.0, 1.0], "without": [[0.0, 1.0], [0.98, 0.0]],
+        "reworded": [0.25, 0.5],
         "perplexity": [4.0, 4.02],
     }  # fmt: skip
     plants = tuple(

@@ -15,7 +15,7 @@ from neuropolis.attribution.methods import METHODS, Method
 from neuropolis.attribution.rankings import RANKINGS
 from neuropolis.corpora.examples import Corpus
 from neuropolis.corpora.invented import invented
-from neuropolis.finetune import calibration
+from neuropolis.finetune import calibration_plants
 from neuropolis.finetune.calibration import calibrate, variant_of
 from neuropolis.finetune.calibration_scores import (
     called_specific,
@@ -178,7 +178,7 @@ def test_the_folder_keeps_plants_and_gives_them_back(tmp_path: Path, monkeypatch
     assert steps == sorted(steps)
     assert steps[-1][0] == steps[-1][1]
     assert load_plant(subject, tmp_path / "plants" / "plain-1").delta.origin["recipe"]["seed"] == 1
-    monkeypatch.setattr(calibration, "plant", lambda *_, **__: pytest.fail("it was planted again"))
+    monkeypatch.setattr(calibration_plants, "plant", lambda *_, **__: pytest.fail("it was planted again"))
     again = calibrate(subject, seeds=2, **common)
     assert [one["planted"] for one in again.plants] == [one["planted"] for one in first.plants]
     with pytest.raises(TuneError, match=r"plain-0 holds a plant with groups 3 \(asked: 2\): give another folder"):
@@ -218,14 +218,21 @@ def test_deletion_curves_of_methods_that_can_be_compared() -> None:
         ({"variants": ["plane"]}, "unknown variant 'plane'; variants are plain, shared, redundant, suppressor, layer"),
         ({"variants": ()}, "expected one or more of plain"),
         ({"seeds": 0}, "seeds is \\[\\]; expected one or more"),
-        ({"per_group": 20}, "4 groups of 20 neurons are 80, and site mlp of 'LlamaForCausalLM' has 48"),
-        ({"per_group": 4, "variants": ["plain", "attn"], "groups": 9}, "site attn of 'LlamaForCausalLM' has 32"),
+        ({"per_group": 20}, "4 groups of 20 neurons are 80, and half of site mlp of 'LlamaForCausalLM' has 24"),
+        (
+            {"per_group": 4, "variants": ["plain", "attn"], "groups": 5},
+            "half of site attn of 'LlamaForCausalLM' has 16",
+        ),
+        (
+            {"facts": 200, "per_group": 4},
+            "200 facts are to go into 4 neurons of each group; plant a neuron for every two at least",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_planted(
     arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "plant", lambda *_, **__: pytest.fail("it was planted"))
+    monkeypatch.setattr(calibration_plants, "plant", lambda *_, **__: pytest.fail("it was planted"))
     with pytest.raises(TuneError, match=message):
         calibrate(build("llama"), **{"methods": ["taylor"], "per_group": 4, "checks": False, **arguments})
 
@@ -246,7 +253,7 @@ def test_exact_evaluates_every_neuron() -> None:
 
 
 def test_a_quantised_subject_is_refused_before_anything_is_planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "plant", lambda *_, **__: pytest.fail("it was planted"))
+    monkeypatch.setattr(calibration_plants, "plant", lambda *_, **__: pytest.fail("it was planted"))
     with pytest.raises(
         TuneError, match="is quantised, and site mlp cannot hold a plant in its weights; load it in float32"
     ):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from neuropolis.analysis.study import load, save
 from neuropolis.finetune.calibration_result import Calibration, over_seeds
+from neuropolis.finetune.calibration_words import LIMIT
 from neuropolis.finetune.errors import TuneError
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def test_the_best_and_its_rows() -> None:
     assert first["recall"] == pytest.approx(0.92)
     assert first["recall_low"] == pytest.approx(0.92 - 4.3027 * 0.02 / 3**0.5, abs=1e-4)
     assert first["forwards"] == 39
-    assert len(found.summary(every=True)) == 6
+    assert len(found.summary(every=True)) == 5  # random orders have one ranking, or the best of them would be no chance
     with pytest.raises(TuneError, match="no variant 'hard'; variants are plain"):
         found.summary("hard")
 
@@ -103,10 +104,10 @@ def test_a_failed_plant_counts_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("recall", "line"),
     [
-        (GOOD, "On this model trust coalition ranked by signed to name single neurons. Of the 4 neurons planted for a group, "
-               "92% are among as many ranked first (95 % interval over 3 plants 87% to 97%; "),
-        ({**GOOD, "coalition": [0.6, 0.7, 0.8]}, "coalition ranked by signed is the best, and about 30% of the neurons"),
-        ({**GOOD, "taylor": [0.1] * 3, "coalition": [0.4, 0.4, 0.41]}, "Trust no method to name single neurons"),
+        (GOOD, "On this model trust coalition ranked by signed to name single planted neurons. Of the 4 neurons planted for a "
+               "group, 92% are among as many ranked first (95 % interval over 3 plants 87% to 97%; "),
+        ({**GOOD, "coalition": [0.6, 0.7, 0.8]}, "it names as many neurons as were planted about 30% of them are others"),
+        ({**GOOD, "taylor": [0.1] * 3, "coalition": [0.4, 0.4, 0.41]}, "Trust no method to name single planted neurons"),
         ({**GOOD, "taylor": [0.1] * 3, "coalition": [0.0, 0.2, 0.4]}, "Trust no method on this model: the best, coalition "
                                                                      "ranked by signed, is not told from random orders."),
         ({"taylor": [0.3], "coalition": [0.95], "random": [0.05]}, "(1 plant, no interval; "),
@@ -125,7 +126,9 @@ def test_the_sentence_names_the_weakest_variant_and_those_of_which_nothing_is_kn
     values[:, 2] = math.nan
     plants = tuple(one | {"holds": one["variant"] != "few"} for one in found.plants)
     said = replace(found, values=values, plants=plants).verdict()
-    assert said.endswith("and on the variant shared (40%). Nothing is known of few: no plant of it stood its proof.")
+    assert said.endswith(
+        f"and on the variant shared (40%). Nothing is known of few: no plant of it stood its proof. {LIMIT}"
+    )
 
 
 def test_where_no_plant_held_nothing_is_said() -> None:

@@ -103,7 +103,7 @@ def test_what_is_not_sound_afterwards_is_left_as_it_was() -> None:
     beds = Beds(subject, sets)
     disturb(beds, subject, sets["a"])
     planted = {key: master.detach().clone() for key, master in beds.masters.items()}
-    answers = iter([False, False])
+    answers = iter([False] * len(IDLE))
     left = trim(beds, sets, FACTS, GROUPS, sound=lambda: next(answers))
     assert {name: len(one) for name, one in left.items()} == {name: len(one) for name, one in sets.items()}
     assert all(torch.equal(beds.masters[key], planted[key]) for key in planted)

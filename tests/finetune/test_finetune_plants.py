@@ -74,7 +74,7 @@ def test_the_truth_is_of_the_planted_subject(layout: Any, variant: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"per_group": 30}, "2 groups of 30 neurons are 60, and site mlp of 'LlamaForCausalLM' has 48"),
+        ({"per_group": 30}, "2 groups of 30 neurons are 60, and half of site mlp of 'LlamaForCausalLM' has 24"),
         ({"per_group": 13, "layout": "layer"}, "one layer of site mlp"),
         ({"per_group": 2}, "expected 4 neurons at least"),
         ({"form": "poem"}, "unknown form of facts 'poem'; expected one of question, statement"),
