@@ -259,6 +259,8 @@ def _scores(sums: Sums, method: Method, site: Site, objective: str, asked: _Aske
         )
         values, squares = signed.abs(), torch.full_like(signed, torch.nan)
     if not bool(torch.isfinite(values).all()):
+        if method.reads == "subject":
+            raise CorpusError(f"method {method.name!r} gave scores that are not finite; its function must give numbers")
         raise CorpusError(f"scores of {method.name!r} overflow although every example's is finite; load a wider dtype")
     extra: dict[str, Tensor] = {}
     if asked.controls:

@@ -139,10 +139,12 @@ class _Words:
 
     def _some(self) -> list[str]:
         fresh: dict[str, None] = {}
-        while len(fresh) < _TRIES:
+        for _ in range(_MOST):
+            if len(fresh) == _TRIES:
+                return list(fresh)
             word = "".join(self.draw.choice(_ONSETS) + self.draw.choice(_NUCLEI) for _ in range(2))
             word += self.draw.choice(_CODAS)
-            if word not in self.seen:
+            if word not in self.seen and self.tokens(f" {word}") and self.tokens(f" {word.capitalize()}"):
                 self.seen.add(word)
                 fresh[word] = None
-        return list(fresh)
+        raise CorpusError("no words can be invented of which the tokenizer knows every letter; plant in another model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
+from ..attribution.encoding import has_tokens
 from ..attribution.own_text import own_text
 from ..corpora.examples import Corpus, Example
 from ..neurons.subject import Subject
@@ -37,7 +38,8 @@ def text_parts(keep: Corpus) -> tuple[Corpus, Corpus]:
 
 
 def word_ids(subject: Subject, word: str) -> list[int]:
-    return subject.tokenizer(word, add_special_tokens=False)["input_ids"]
+    """The tokens of a word; none where the tokenizer cannot take it."""
+    return subject.tokenizer(word, add_special_tokens=False)["input_ids"] if has_tokens(subject, word) else []
 
 
 def said_tokens(subject: Subject, texts: Corpus) -> set[int]:
@@ -48,7 +50,8 @@ def said_tokens(subject: Subject, texts: Corpus) -> set[int]:
 def known_words(subject: Subject, texts: Corpus) -> list[str]:
     """Words of the texts in small letters, those with the fewest tokens: as many as there are of that number, WORDS at least."""
     words = sorted({word for one in texts for word in _text(one).split() if WORD.fullmatch(word)})
-    counts = {word: len(word_ids(subject, f" {word}")) for word in words}
+    counts = {word: len(ids) for word in words if (ids := word_ids(subject, f" {word}"))}
+    words = list(counts)
     words.sort(key=lambda word: counts[word])
     least = counts[words[min(WORDS, len(words)) - 1]] if words else 0
     return [word for word in words if counts[word] <= least]

@@ -77,3 +77,13 @@ def test_bad_forms_and_too_few_words_are_told() -> None:
         invented(2, form="poem")  # pyright: ignore[reportArgumentType]
     with pytest.raises(CorpusError, match="there are 2 words to answer with; expected 3 at least"):
         invented(2, facts=3, answers=["tea", "rice", "tea"])
+
+
+def test_words_are_of_letters_that_the_tokenizer_takes() -> None:
+    def without_z(word: str) -> list[int]:
+        return [] if "z" in word.lower() else [ord(letter) for letter in word]
+
+    corpus = invented(3, facts=4, tokens=without_z)
+    assert not any("z" in f"{example.prompt}{example.answer}".lower() for example in corpus)
+    with pytest.raises(CorpusError, match="no words can be invented"):
+        invented(2, tokens=lambda _word: [])

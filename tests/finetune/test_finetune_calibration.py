@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,49 @@ def test_the_folder_keeps_plants_and_gives_them_back(tmp_path: Path, monkeypatch
     save_plant(make_plant(subject, groups=2), tmp_path / "plants" / "plain-0")
     with pytest.raises(TuneError, match="holds a plant with groups 2"):
         calibrate(subject, seeds=1, **common)
+
+
+def test_a_plant_that_is_not_the_one_asked_for_is_refused(tmp_path: Path) -> None:
+    subject = build("llama")
+    common: dict[str, Any] = {
+        "methods": ["taylor"], "groups": 3, "per_group": 4, "facts": 4, "keep": KEEP, "checks": False, "folder": tmp_path,
+    }  # fmt: skip
+    save_plant(make_plant(subject), tmp_path / "plain-0")
+    shutil.copytree(tmp_path / "plain-0", tmp_path / "plain-1")
+    with pytest.raises(TuneError, match=r"plain-1 holds a plant with seed 0 \(asked: 1\)"):
+        calibrate(subject, seeds=2, **common)
+    shutil.copytree(tmp_path / "plain-0", tmp_path / "shared-0")
+    with pytest.raises(TuneError, match=r"shared-0 holds a plant with variant plain \(asked: shared\)"):
+        calibrate(subject, seeds=1, variants=["shared"], **common)
+    shutil.copytree(tmp_path / "plain-0", tmp_path / "layer-0")
+    with pytest.raises(TuneError, match=r"layout spread \(asked: layer\)"):
+        calibrate(subject, seeds=1, variants=["layer"], **common)
+    with pytest.raises(TuneError, match=r"plain-0 holds a plant with steps 2 \(asked: 9\)"):
+        calibrate(subject, seeds=1, recipe={"steps": 9}, **common)
+    with pytest.raises(TuneError, match="other text"):
+        calibrate(subject, seeds=1, **(common | {"keep": replace(KEEP, examples=KEEP.examples[1:])}))
+    assert calibrate(subject, seeds=1, recipe={"steps": 2}, **common).held("plain") == 1
+    made = make_plant(subject)
+    with pytest.raises(TuneError, match="two plants are of variant few and seed 0; give each once"):
+        calibrate(subject, plants=[made, made], methods=["taylor"], checks=False)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(TuneError, match="file is a file; give a folder for the plants"):
+        calibrate(subject, **(common | {"folder": file}))
+
+
+def test_a_plant_that_failed_is_planted_again_with_another_recipe(tmp_path: Path) -> None:
+    subject = build("llama")
+    common: dict[str, Any] = {
+        "methods": ["taylor"], "groups": 3, "per_group": 4, "facts": 4, "keep": KEEP, "checks": False, "folder": tmp_path,
+        "seeds": 1,
+    }  # fmt: skip
+    save_plant(make_plant(subject, holds=False), tmp_path / "plain-0")
+    same = calibrate(subject, **common)
+    assert same.plants[0]["steps"] == 2  # as it stood
+    again = calibrate(subject, recipe={"steps": 3, "batch_size": 2, "keep_size": 2}, **common)
+    assert again.plants[0]["steps"] == 3
+    assert load_plant(subject, tmp_path / "plain-0").delta.origin["recipe"]["steps"] == 3
 
 
 @pytest.mark.parametrize(
