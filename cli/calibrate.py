@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -219,13 +220,15 @@ def _again(found: Calibration, context: typer.Context) -> str:
     given = []
     for name in sorted(told, key=list(context.params).index):
         flag, value = f"--{name.replace('_', '-')}", context.params[name]
-        given.append(f"{flag if value else '--no-' + flag[2:]}" if isinstance(value, bool) else f"{flag} {value}")
+        given.append(
+            f"{flag if value else '--no-' + flag[2:]}" if isinstance(value, bool) else f"{flag} {quote(str(value))}"
+        )
     steps = max(800, 2 * max(plant["steps"] for plant in found.plants))
     recipe = key_values(context.params["recipe"])
     if found.origin["form"] == "statement":
         recipe["keep"] = 2 * recipe.get("keep", 12)
     changes = " ".join(f"--recipe {name}={value}" for name, value in ({"lr": 0.005, "keep": 50} | recipe).items())
-    same = f"neuropolis calibrate {context.params['model']} {' '.join(given)}"
+    same = f"neuropolis calibrate {quote(context.params['model'])} {' '.join(given)}"
     return f"{same} --form statement --answers known --own-text --steps {steps} {changes}"
 
 

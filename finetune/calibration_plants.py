@@ -69,20 +69,18 @@ class Asked:
     def plant(self, variant: str, seed: int, progress: Progress | None) -> Plant:
         """The plant of this variant and seed: from the folder, else made (and kept there).
 
-        One that stands there and failed its proof is planted again where another recipe is asked for.
-        Raises TuneError where what stands there is not what is asked for.
+        What stands there and is not what is asked for is planted again where it failed its proof; where it stood, TuneError is
+        raised.
         """
         place = None if self.folder is None else self.folder / f"{variant}-{seed}"
         if place is not None and place.exists():
             made = load_plant(self.subject, place)
-            told = self._differs(made, variant, seed)
-            again = self._trained_otherwise(made)
-            if told or (again and made.proof.holds):
-                raise TuneError(
-                    f"{place} holds a plant with {', '.join((*told, *again))}: give another folder, or ask for what it holds"
-                )
-            if not again:
+            if not (told := self._differs(made, variant, seed)):
                 return made
+            if made.proof.holds:
+                raise TuneError(
+                    f"{place} holds a plant with {', '.join(told)}: give another folder, or ask for what it holds"
+                )
         recipe = replace(self.trained(variant), seed=seed)
         made = plant(self.subject, **self.arguments(variant), recipe=recipe, seed=seed, progress=progress)
         if place is not None:
@@ -97,16 +95,12 @@ class Asked:
         told = [f"{name} {there[name]} (asked: {asked[name]})" for name in asked if there[name] != asked[name]]
         if self.keep is not None and origin.get("keep_hash") != self.keep.hash:
             told.append(f"other text {origin.get('keep')!r} (asked: {self.keep.name!r})")
-        return told
-
-    def _trained_otherwise(self, made: Plant) -> list[str]:
-        """What was asked for of the recipe and is not how a plant was trained."""
-        asked = asdict(self.recipe) if isinstance(self.recipe, PlantRecipe) else dict(self.recipe or {})
-        there = made.delta.origin.get("recipe", {})
-        return [
-            f"{name} {there.get(name)} (asked: {value})"
-            for name, value in asked.items()
-            if name != "seed" and there.get(name) != value
+        changes = asdict(self.recipe) if isinstance(self.recipe, PlantRecipe) else dict(self.recipe or {})
+        trained = origin.get("recipe", {})
+        return told + [
+            f"{name} {trained.get(name)} (asked: {value})"
+            for name, value in changes.items()
+            if name != "seed" and trained.get(name) != value
         ]
 
 

@@ -116,7 +116,8 @@ class Calibration:
     def summary(self, variant: str | None = None, *, every: bool = False) -> list[dict[str, Any]]:
         """A row a method on one variant (by default `first`), at its best ranking (or `every` one), the best first.
 
-        Each metric has its value, `<metric>_low` and `<metric>_high`. Empty where nothing was scored.
+        Each metric has its value, `<metric>_low` and `<metric>_high`. Random orders have one ranking, or the best of them would
+        be no chance. Empty where nothing was scored.
         """
         variant = self.first if variant is None else variant
         if variant is None:
@@ -128,7 +129,7 @@ class Calibration:
         rows = []
         for m, method in enumerate(self.methods):
             for r, ranking in enumerate(self.rankings):
-                if method == BASELINE and ranking != CHANCE:  # the best of many random orders would be no chance
+                if method == BASELINE and ranking != CHANCE:
                     continue
                 row: dict[str, Any] = {"method": method, "ranking": ranking, "seeds": self.held(variant)}
                 for name in METRICS:

@@ -372,9 +372,13 @@ def test_a_registered_function_of_subject_and_corpus_is_a_method(make_subject: A
         with pytest.raises(ValueError, match="expected a tensor \\[group, layer, neuron\\]"):
             attribute(subject, corpus, method="mine")
         METHODS["mine"] = METHODS["mine"].__class__(
-            "mine", "subject", lambda subject, corpus: torch.full((len(corpus.groups), site.num_layers, site.width), torch.nan)
+            "mine",
+            "subject",
+            lambda subject, corpus: torch.full((len(corpus.groups), site.num_layers, site.width), torch.nan),
         )
-        with pytest.raises(ValueError, match="method 'mine' gave scores that are not finite; its function must give numbers"):
+        with pytest.raises(
+            ValueError, match="method 'mine' gave scores that are not finite; its function must give numbers"
+        ):
             attribute(subject, corpus, method="mine")
     finally:
         del METHODS["mine"]

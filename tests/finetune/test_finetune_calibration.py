@@ -182,6 +182,7 @@ def test_the_folder_keeps_plants_and_gives_them_back(tmp_path: Path, monkeypatch
     monkeypatch.setattr(calibration_plants, "plant", lambda *_, **__: pytest.fail("it was planted again"))
     again = calibrate(subject, seeds=2, **common)
     assert [one["planted"] for one in again.plants] == [one["planted"] for one in first.plants]
+    save_plant(make_plant(subject), tmp_path / "plants" / "plain-0")
     with pytest.raises(TuneError, match=r"plain-0 holds a plant with groups 3 \(asked: 2\): give another folder"):
         calibrate(subject, seeds=1, **{**common, "groups": 2})
     with pytest.raises(
