@@ -130,12 +130,20 @@ class Beds:
             master.data.copy_(master.detach().to(entry.tensor.dtype))
 
     def load(self, delta: Delta) -> None:
-        """Take the entries of a delta of these neurons."""
-        for entry in self.entries:
-            whole = self.masters[entry.key]
-            if entry.key not in delta.values or delta.values[entry.key].shape != whole.shape:
-                raise TuneError(f"the delta has no entries for {entry.key} of these beds")
-            whole.data.copy_(delta.values[entry.key])
+        """Take from a delta the entries of these beds' neurons. Raises TuneError where it lacks some."""
+        if delta.neurons is None or len(self.neurons & delta.neurons) < len(self.neurons):
+            raise TuneError("the delta has no entries for some neurons of these beds")
+        whole = {part.path: part for part in linear_parts(self.subject, delta.neurons, what="planting")}
+        for part in self.parts:
+            there = whole[part.path]
+            for kind, mine, every in (("columns", part.columns, there.columns), ("rows", part.rows, there.rows)):
+                if mine is None or every is None:
+                    continue
+                chosen = torch.isin(every, mine).cpu()
+                for key in (f"{part.path}.{kind}", f"{part.path}.bias"):
+                    if key in self.masters and (kind == "rows" or key.endswith("columns")):
+                        values = delta.values[key]
+                        self.masters[key].data.copy_(values[:, chosen] if key.endswith("columns") else values[chosen])
 
     def delta(self, origin: Mapping[str, Any], history: Sequence[float] = ()) -> Delta:
         """What was planted, as a delta of all beds together."""

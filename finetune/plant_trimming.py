@@ -14,13 +14,8 @@ from ..neurons.sets import NeuronSet
 from .beds import Beds
 from .slices import linear_parts
 
-IDLE = (
-    0.05,
-    0.02,
-    0.01,
-    0.004,
-    0.0015,
-)  # nats a fact that all idle neurons of a bed may cost together; less where that is too much
+# nats a fact that the idle neurons of a bed may cost together; the next one where that is too much
+IDLE = (0.05, 0.02, 0.01, 0.004, 0.0015)
 
 Channels = Mapping[str, Bool[Tensor, " channel"]]
 
@@ -38,33 +33,35 @@ def trim(
     Training spreads over all that it is given, and some neurons end up carrying nothing: no method could find them, and
     counting them as the truth would be wrong. A bed's neurons are put back one at a time, in the order of how little that costs
     its groups' facts, as many as cost no group more than `IDLE` nats a fact together. The cost is measured with the bed's way alone
-    where a group has several. No score of any method enters. Where beds are not `sound` afterwards less is put back, or nothing.
+    where a group has several. No score of any method enters. Where the beds are not `sound` afterwards, less of this one is put
+    back, or nothing.
     """
-    planted = {key: master.detach().clone() for key, master in beds.masters.items()}
-    for most in IDLE:
-        left = _trimmed(beds, sets, facts, groups, most)
-        if sound():
-            return left
-        for key, master in beds.masters.items():
-            master.data.copy_(planted[key])
-    return dict(sets)
-
-
-def _trimmed(
-    beds: Beds, sets: Mapping[str, NeuronSet], facts: Sequence[Encoded], groups: Int[Tensor, " fact"], most: float
-) -> dict[str, NeuronSet]:
-    left = {}
+    left = dict(sets)
     for name, neurons in sets.items():
-        places = neurons.mask.nonzero()
-        channels = [_channels(beds, _alone(neurons, place[None])) for place in places]
-        before = _losses(beds, name, facts, groups, {})
-        cost = torch.stack([(_losses(beds, name, facts, groups, one) - before).max() for one in channels])
-        order = cost.argsort()
-        idle = _how_many(beds, name, facts, groups, [channels[place] for place in order.tolist()], most)
-        kept = _alone(neurons, places[order[idle:]])
-        _put_back(beds, _together([channels[place] for place in order[:idle].tolist()]))
-        left[name] = replace(kept, origin=dict(neurons.origin) | {"trimmed": idle})
+        places, channels = _in_order(beds, name, neurons, facts, groups)
+        planted = {key: master.detach().clone() for key, master in beds.masters.items()}
+        for most in IDLE:
+            idle = _how_many(beds, name, facts, groups, channels, most)
+            _put_back(beds, _together(channels[:idle]))
+            if sound():
+                kept = _alone(neurons, places[idle:])
+                left[name] = replace(kept, origin=dict(neurons.origin) | {"trimmed": idle})
+                break
+            for key, master in beds.masters.items():
+                master.data.copy_(planted[key])
     return left
+
+
+def _in_order(
+    beds: Beds, name: str, neurons: NeuronSet, facts: Sequence[Encoded], groups: Int[Tensor, " fact"]
+) -> tuple[Int[Tensor, "neuron 2"], list[Channels]]:
+    """A bed's neurons by how little it costs its groups' facts to put each back alone, the least first."""
+    places = neurons.mask.nonzero()
+    channels = [_channels(beds, _alone(neurons, place[None])) for place in places]
+    before = _losses(beds, name, facts, groups, {})
+    cost = torch.stack([(_losses(beds, name, facts, groups, one) - before).max() for one in channels])
+    order = cost.argsort()
+    return places[order], [channels[place] for place in order.tolist()]
 
 
 def _how_many(

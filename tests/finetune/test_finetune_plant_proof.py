@@ -8,8 +8,9 @@ import pytest
 import torch
 from neuropolis.attribution.encoding import Encoded
 from neuropolis.finetune.beds import Beds
-from neuropolis.finetune.errors import DeltaError
+from neuropolis.finetune.errors import DeltaError, TuneError
 from neuropolis.finetune.plant_proof import Evidence, perplexity, prove
+from neuropolis.finetune.plant_trimming import _channels, _put_back
 from neuropolis.finetune.plants import prove_plant
 from neuropolis.neurons.sets import NeuronSet
 from neuropolis.neurons.subject import Subject
@@ -103,3 +104,29 @@ def test_what_is_proved_is_what_is_merged_in_bfloat16() -> None:
     for entry in beds.entries:
         assert torch.equal(beds.masters[entry.key].detach().bfloat16().float(), beds.masters[entry.key].detach())
     assert all(one.dtype == torch.bfloat16 for one in state.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_beds_take_their_own_neurons_from_a_delta_of_more(family: str) -> None:
+    """As when idle neurons were put back: what is left of the beds is part of what was trained."""
+    subject = build(family)
+    full = disturbed(subject)
+    layers = range(subject.num_layers)
+    few = {
+        name: NeuronSet.from_indices(subject, indices=dict.fromkeys(layers, own))
+        for name, own in {"a": [0, 2], "b": [5]}.items()
+    }
+    beds = Beds(subject, few)
+    beds.load(full.delta({}))
+    with beds.planted(), torch.no_grad():
+        planted = subject.model(input_ids=torch.tensor([PROMPTS[0]]), use_cache=False).logits
+    merged = beds.delta({}).merge(subject)
+    torch.testing.assert_close(logits(merged, PROMPTS[0]), planted[0], rtol=1e-4, atol=1e-4)
+    everything = disturbed(subject)
+    others = NeuronSet.from_indices(subject, indices={layer: [1, 3, 4, 6, 7] for layer in layers})
+    _put_back(everything, _channels(everything, others))
+    torch.testing.assert_close(
+        logits(everything.delta({}).merge(subject), PROMPTS[0]), logits(merged, PROMPTS[0]), rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(TuneError, match="no entries for some neurons"):
+        full.load(beds.delta({}))
