@@ -13,6 +13,7 @@ from ..corpora.examples import Corpus
 from ..neurons.sets import NeuronSet
 from ..neurons.subject import Subject
 from .beds import Beds
+from .plant_layout import SILENT
 from .plant_proof import mean_activity
 
 
@@ -63,7 +64,7 @@ def silence(
         return None
     found = []
     for name in silent:
-        own = encode_corpus(subject, facts.only(name.removesuffix("/silent")))
+        own = encode_corpus(subject, facts.only(name.removesuffix(SILENT)))
         mask = sets[name].mask
         found.append((mean_activity(planted, own)[mask].mean() / mean_activity(subject, own)[mask].mean()).item())
     return max(found)
